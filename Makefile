@@ -1,0 +1,39 @@
+# Needs Python >= 3.10 and make, nothing else: every target first makes its own environment, once.
+#   make demo     pre-train on the embedded handwritten digits and print what was learnt
+#   make test     what CI runs: lint, format, types, tests
+# Another interpreter or place: make demo PYTHON=python3.12 VENV=/somewhere/else
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format
+.NOTPARALLEL:
+
+demo: $(INSTALLED)
+	$(BIN)/python main.py --fname configs/quickstart.yaml
+
+test: check
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The stamp comes last, so an interrupted installation is taken up again by the next make.
+# --no-compile: bytecode is written when a module is first used, not for all of the libraries.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: '$(PYTHON)' is missing or older than Python 3.10; name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "error: '$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (once, about 3 minutes: PyTorch is large)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -e ".[dev]"
+	@touch $@

@@ -1,0 +1,8 @@
+"""Pre-train on one machine: python main.py --fname CONFIG [section.key=value ...]."""
+
+import sys
+
+from msn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Masked Siamese Networks: label-efficient self-supervised pre-training of Vision Transformers."""

@@ -1,0 +1,274 @@
+"""From a config to the parts of a run. Nothing is read but the list of images, nothing written."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msn import checkpoint
+from msn.config import Config, PowerLaw
+from msn.data.sources import Source, open_source
+from msn.data.views import ViewSpec
+from msn.distributed import require_single_process
+from msn.errors import UserError
+from msn.keyed import Stream, seed64
+from msn.losses import log_prior
+from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
+from msn.models.head import projection_head
+from msn.models.msn import MSN, Schedule
+from msn.optim import FiniteGuard, build_optimizer, parameter_groups
+from msn.schedules import cosine, linear, warmup_cosine
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Hyperparameters as functions of the global step."""
+
+    learning_rate: Schedule
+    weight_decay: Schedule
+    momentum: Schedule
+    sharpening: Schedule
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a training step needs, in one place.
+
+    Attributes:
+        model: the method, on the device.
+        optimizer: over the model's trainable parameters.
+        schedules: functions of the step.
+        guard: notes the first step that was not finite.
+        source: training images.
+        views: how views are made of an image.
+        mean, std: (C,) of the images, on the device.
+        device: where the model is.
+        bf16: whether the encoders compute under bfloat16 autocast.
+        clip_grad: largest gradient norm of the anchor, None for no limit.
+        seed: of every draw.
+        steps_per_epoch: whole batches in the training images.
+        total_steps: length of the run.
+    """
+
+    model: MSN
+    optimizer: torch.optim.Optimizer
+    schedules: Schedules
+    guard: FiniteGuard
+    source: Source
+    views: ViewSpec
+    mean: Tensor
+    std: Tensor
+    device: torch.device
+    bf16: bool
+    clip_grad: float | None
+    seed: int
+    steps_per_epoch: int
+    total_steps: int
+
+    def load_weights(self, found: checkpoint.Found) -> None:
+        """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
+
+        Raises:
+            UserError: the weights are of another model. The model is untouched then.
+        """
+        path, state = found
+        key = "encoder" if "encoder" in state else "target_encoder"
+        prototypes = state.get("prototypes")
+        if prototypes is not None and prototypes.shape != self.model.prototypes.shape:
+            shapes = f"{tuple(prototypes.shape)}, the model {tuple(self.model.prototypes.shape)}"
+            raise checkpoint.mismatch(path, "prototypes", [f"the file has {shapes}"])
+        checkpoint.load_weights(self.model.anchor, state[key], path=path, key=key)
+        checkpoint.load_weights(
+            self.model.target, state["target_encoder"], path=path, key="target_encoder"
+        )
+        if prototypes is not None:
+            with torch.no_grad():
+                self.model.prototypes.copy_(prototypes)
+
+
+def build_parts(config: Config, device: torch.device) -> Parts:
+    """Build a run, checking first what is cheap to check.
+
+    Raises:
+        UserError: a folder or file that the config names is missing or wrong.
+    """
+    require_single_process()
+    source = open_images(config, "train")
+    steps = steps_per_epoch(config, len(source))
+    schedules = build_schedules(config, steps)
+    model = build_model(config, schedules, source.channels).to(device)
+    bf16 = use_bf16(config.meta.precision, device)
+    for encoder in (model.anchor, model.target):
+        encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
+    return Parts(
+        model=model,
+        optimizer=build_optimizer(parameter_groups(model.anchor, model.prototypes)),
+        schedules=schedules,
+        guard=FiniteGuard(device),
+        source=source,
+        views=view_spec(config),
+        mean=torch.tensor(config.data.mean or source.mean, device=device),
+        std=torch.tensor(config.data.std or source.std, device=device),
+        device=device,
+        bf16=bf16,
+        clip_grad=config.optimization.clip_grad,
+        seed=config.meta.seed,
+        steps_per_epoch=steps,
+        total_steps=steps * config.optimization.epochs,
+    )
+
+
+def steps_per_epoch(config: Config, images: int) -> int:
+    """Whole batches in an epoch of so many images.
+
+    Raises:
+        UserError: there are fewer images than one batch takes.
+    """
+    batch_size, parts = config.criterion.batch_size, config.optimization.accumulate
+    if images < batch_size * parts:
+        raise UserError(
+            f"criterion.batch_size {batch_size} times optimization.accumulate {parts} is more than"
+            f" the {images} training images; lower either"
+        )
+    return images // (batch_size * parts)
+
+
+def open_images(config: Config, split: str) -> Source:
+    """The images that the `data` section names."""
+    return open_source(
+        source=config.data.source,
+        root_path=config.data.root_path,
+        image_folder=config.data.image_folder,
+        split=split,
+        channels=config.data.channels,
+    )
+
+
+def view_spec(config: Config) -> ViewSpec:
+    """How the `data` section wants views to be made."""
+    data = config.data
+    return ViewSpec(
+        rand_size=data.rand_size,
+        focal_size=data.focal_size,
+        rand_views=data.rand_views,
+        focal_views=data.focal_views,
+        rand_crop_scale=data.rand_crop_scale,
+        focal_crop_scale=data.focal_crop_scale,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
+        color_jitter_strength=data.color_jitter_strength,
+        grayscale=data.grayscale,
+        blur=data.blur,
+    )
+
+
+def build_schedules(config: Config, steps_per_epoch: int) -> Schedules:
+    """The official schedules: horizons of `schedule_stretch` times the run.
+
+    Learning rate and weight decay count whole steps, momentum and sharpening do not round.
+    """
+    opt, criterion = config.optimization, config.criterion
+    horizon = opt.schedule_stretch * opt.epochs * steps_per_epoch
+    return Schedules(
+        learning_rate=partial(
+            warmup_cosine,
+            warmup=int(opt.warmup * steps_per_epoch),
+            total=int(horizon),
+            start=opt.start_lr,
+            peak=opt.lr,
+            final=opt.final_lr,
+        ),
+        weight_decay=partial(
+            cosine, total=int(horizon), start=opt.weight_decay, final=opt.final_weight_decay
+        ),
+        momentum=partial(linear, total=horizon, start=opt.ema[0], final=opt.ema[1]),
+        sharpening=partial(
+            linear, total=horizon, start=criterion.start_sharpen, final=criterion.final_sharpen
+        ),
+    )
+
+
+def build_anchor(config: Config, channels: int) -> VisionTransformer:
+    """The encoder of the `meta` section with its head, drawn from the run's seed."""
+    meta = config.meta
+    if meta.encoder:
+        size = EncoderSize(**meta.encoder.model_dump())
+    else:
+        assert meta.model_name
+        size = ENCODERS[meta.model_name]
+    return build_encoder(
+        size,
+        image_size=config.data.rand_size,
+        in_chans=channels,
+        drop_path_rate=meta.drop_path_rate,
+        head=projection_head(
+            size.embed_dim, meta.hidden_dim, meta.output_dim, batch_norm=meta.use_bn
+        ),
+    )
+
+
+def build_model(config: Config, schedules: Schedules, channels: int) -> MSN:
+    """MSN as the config describes it, on the CPU; the same weights for the same seed."""
+    criterion, data = config.criterion, config.data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed64(config.meta.seed, Stream.INIT))
+        return MSN(
+            build_anchor(config, channels),
+            num_prototypes=criterion.num_proto,
+            out_dim=config.meta.output_dim,
+            temperature=criterion.temperature,
+            sharpening=schedules.sharpening,
+            momentum=schedules.momentum,
+            log_prior=read_log_prior(criterion.prior, criterion.num_proto),
+            sinkhorn_iterations=criterion.sinkhorn_iterations if criterion.use_sinkhorn else 0,
+            memax_weight=criterion.memax_weight if criterion.me_max else 0.0,
+            ent_weight=criterion.ent_weight if criterion.use_ent else 0.0,
+            label_smoothing=data.label_smoothing,
+            patch_drop=data.patch_drop,
+            mask_scope=data.mask_scope,
+            freeze_prototypes=criterion.freeze_proto,
+            accumulate=config.optimization.accumulate,
+            seed=config.meta.seed,
+        )
+
+
+def read_log_prior(prior: str | PowerLaw, num_prototypes: int) -> Tensor:
+    """Log prior (K,) of `criterion.prior`.
+
+    Raises:
+        UserError: it names a file that does not hold K positive weights.
+    """
+    if isinstance(prior, PowerLaw):
+        return log_prior(num_prototypes, exponent=prior.power_law)
+    if prior == "uniform":
+        return log_prior(num_prototypes)
+    try:
+        weights = [float(word) for word in Path(prior).read_text("utf-8").split()]
+    except OSError as error:
+        raise UserError(
+            f"criterion.prior {prior}: cannot be read ({error.strerror}); give uniform, power_law"
+            f" or a text file of {num_prototypes} weights"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"criterion.prior {prior}: {error}; give numbers only") from None
+    positive = all(weight > 0 and math.isfinite(weight) for weight in weights)
+    if len(weights) != num_prototypes or not positive:
+        raise UserError(
+            f"criterion.prior {prior}: holds {len(weights)} weights; give criterion.num_proto ="
+            f" {num_prototypes} of them, each positive"
+        )
+    return torch.tensor(weights, dtype=torch.float64).log().log_softmax(dim=0)
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast: asked for, or `auto` and the hardware multiplies bfloat16 natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

@@ -1,0 +1,166 @@
+"""Checkpoints: file names, atomic writing, and reading that never runs code.
+
+One file holds one dict with the official keys (`encoder`, `target_encoder`, `prototypes`, `opt`,
+`epoch`, `batch_size`, `world_size`, `lr`, `temperature`, `loss`) and `step`, `config`, `version`.
+`epoch` counts finished epochs, `step` finished optimiser steps; all that a run draws is keyed by
+its step, so nothing else is needed to go on exactly.
+"""
+
+import errno
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from msn.errors import UserError
+from msn.files import replacing, writing
+
+VERSION = 1
+State = dict[str, Any]
+
+
+class Found(NamedTuple):
+    """A checkpoint that could be read."""
+
+    path: Path
+    state: State
+
+
+def latest_path(folder: Path, tag: str) -> Path:
+    """The file that a run goes on from."""
+    return folder / f"{tag}-latest.pth.tar"
+
+
+def epoch_path(folder: Path, tag: str, epochs: int) -> Path:
+    """The file that is kept after a number of finished epochs."""
+    return folder / f"{tag}-ep{epochs}.pth.tar"
+
+
+def config_path(folder: Path, tag: str) -> Path:
+    """The resolved config, written beside the run."""
+    return folder / f"{tag}-config.yaml"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of a run and prove that it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def save(path: Path, state: State) -> None:
+    """Write a checkpoint so that after a crash the old or the new file is whole.
+
+    Raises:
+        UserError: the file could not be written; the previous one is as it was.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise OSError(errno.EIO, "the disk may be full") from error
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint onto the CPU. Only tensors and plain values are read, never code.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds pickled code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path}: holds pickled code, which is never run;"
+                " save it again as tensors and plain values only"
+            ) from None
+        raise _damaged(path) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
+        raise _damaged(path) from None
+    if not isinstance(state, dict) or "target_encoder" not in state:
+        raise UserError(f"{path}: not an MSN checkpoint, it has no key 'target_encoder'")
+    return state
+
+
+def load_newest(folder: Path, tag: str, say: Callable[[str], None]) -> Found | None:
+    """The newest readable checkpoint of a run, or None if it has none.
+
+    A damaged newest file is moved aside (`.damaged`) and said; the one before is taken.
+
+    Raises:
+        UserError: there are checkpoints, but none that can be read. Nothing is moved then.
+    """
+    damaged: list[tuple[Path, UserError]] = []
+    for path in _newest_first(folder, tag):
+        try:
+            found = Found(path, load(path))
+        except UserError as error:
+            damaged.append((path, error))
+            continue
+        for broken, reason in damaged:
+            os.replace(broken, broken.with_name(broken.name + ".damaged"))
+            say(f"{reason}; moved aside, going on from {path.name}")
+        return found
+    if damaged:
+        raise UserError(f"{damaged[0][1]}; move it away to start this run from the beginning")
+    return None
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], *, path: Path, key: str) -> None:
+    """Load a state dict strictly; a `module.` prefix of DistributedDataParallel is dropped.
+
+    Raises:
+        UserError: names are missing or left over, or shapes differ. The module is untouched.
+    """
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    own = module.state_dict()
+    problems = [f"{name} missing" for name in own if name not in weights]
+    problems += [f"{name} unknown" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)}, the model has {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        raise mismatch(path, key, problems)
+    module.load_state_dict(weights)
+
+
+def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
+    """The error for weights that are of another model."""
+    shown = "; ".join(problems[:5])
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return UserError(
+        f"{path}: '{key}' is of another model: {shown}{more};"
+        " give the config (meta, criterion.num_proto, data sizes) that it was trained with"
+    )
+
+
+def _newest_first(folder: Path, tag: str) -> list[Path]:
+    numbered = []
+    for path in folder.glob("*.pth.tar"):
+        match = re.fullmatch(re.escape(tag) + r"-ep(\d+)\.pth\.tar", path.name)
+        if match:
+            numbered.append((int(match[1]), path))
+    latest = latest_path(folder, tag)
+    return [latest] * latest.exists() + [path for _, path in sorted(numbered, reverse=True)]
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: truncated, damaged, or not a checkpoint")

@@ -1,0 +1,176 @@
+"""What an experiment is: a config file as one typed, validated, immutable object.
+
+Config files of the official MSN code load unchanged. `python -m msn.config > configs/schema.json`
+writes the JSON schema for editors.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from msn.configfile import EXPONENT_FLOAT, FLOAT_TAG, explain, read
+from msn.errors import UserError
+from msn.sections import (
+    CONV_STEMS,
+    MODEL_NAMES,
+    PATCH_SIZES,
+    Criterion,
+    Data,
+    EncoderSize,
+    Logging,
+    Meta,
+    Optimization,
+    PowerLaw,
+    Probe,
+    Section,
+)
+
+__all__ = [
+    "CONV_STEMS",
+    "MODEL_NAMES",
+    "PATCH_SIZES",
+    "Config",
+    "Criterion",
+    "Data",
+    "EncoderSize",
+    "Logging",
+    "Meta",
+    "Optimization",
+    "PowerLaw",
+    "Probe",
+    "load_config",
+]
+
+NO_EFFECT = ("bottleneck", "two_layer", "use_pred_head", "use_fp16", "copy_data")
+"""Keys of `meta` that official files hold and that change nothing."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists on one line, quotes text that looks like 1e-3, and never writes an alias."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(
+    tuple, lambda dumper, t: dumper.represent_sequence("tag:yaml.org,2002:seq", t, flow_style=True)
+)
+_Dumper.add_representer(  # PyYAML by itself loses U+0085, a line break to it
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    data: Data
+    logging: Logging
+    criterion: Criterion = Criterion()
+    meta: Meta = Meta()
+    optimization: Optimization = Optimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        data, meta, patch = self.data, self.meta, self.meta.patch_size
+        for key, size in self._view_sizes():
+            if not meta.grid(size):
+                yield key, f"{size} px is smaller than a patch; use at least {patch}"
+        patches = meta.grid(data.rand_size) ** 2
+        if patches and math.floor(patches * (1.0 - data.patch_drop)) < 1:
+            most = math.floor(100 * (1 - 1 / patches)) / 100
+            rule = f"{data.patch_drop} keeps 0 of the {patches} patches of a random view"
+            yield "data.patch_drop", f"{rule}; use at most {most:g}"
+        if meta.use_bn and self.criterion.batch_size == 1:
+            rule = "1 gives the head's BatchNorm a single target view"
+            yield "criterion.batch_size", f"{rule}; use at least 2, or meta.use_bn: false"
+        probe = self.logging.probe
+        if probe and probe.source == "folder" and not (probe.root_path or data.root_path):
+            rule = "the folder source needs it"
+            yield "logging.probe.root_path", f"{rule}; set it, or logging.probe.source: digits"
+
+    def _view_sizes(self) -> Iterator[tuple[str, int]]:
+        yield "data.rand_size", self.data.rand_size
+        if self.data.focal_views:
+            yield "data.focal_size", self.data.focal_size
+
+    def notices(self) -> list[str]:
+        """One line each for what a user may not expect: say them once, at the start."""
+        return [*self._idle_keys(), *self._surprises()]
+
+    def _idle_keys(self) -> Iterator[str]:
+        meta, criterion = self.meta, self.criterion
+        idle = [f"meta.{k}" for k in NO_EFFECT if k in meta.model_fields_set and k != "copy_data"]
+        if idle:
+            yield f"without effect, as in the official code: {', '.join(idle)}"
+        if meta.use_fp16:
+            yield "meta.use_fp16 is true but has no effect; use meta.precision: bf16"
+        if meta.copy_data:
+            yield "meta.copy_data is true but not available yet; data is read where it is"
+        if meta.read_checkpoint and not meta.load_checkpoint:
+            yield "meta.read_checkpoint has no effect while meta.load_checkpoint is false"
+        if criterion.use_ent and not criterion.ent_weight:
+            yield "criterion.use_ent has no effect on the loss while criterion.ent_weight is 0"
+        if criterion.ent_weight and not criterion.use_ent:
+            yield "criterion.ent_weight has no effect while criterion.use_ent is false"
+        if criterion.prior != "uniform" and not (criterion.me_max and criterion.memax_weight):
+            yield "criterion.prior has no effect without criterion.me_max and a memax_weight"
+
+    def _surprises(self) -> Iterator[str]:
+        if self.criterion.prior != "uniform" and self.criterion.use_sinkhorn:
+            rule = "criterion.use_sinkhorn draws the targets to uniform use, against"
+            yield f"{rule} criterion.prior; consider criterion.use_sinkhorn: false"
+        patch = self.meta.patch_size
+        for key, size in self._view_sizes():
+            if size % patch and self.meta.model_name not in CONV_STEMS:
+                rule = f"{key} {size} is not a multiple of the patch size {patch}"
+                yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
+
+    def dump_yaml(self) -> str:
+        """The resolved config as YAML, which `load_config` reads back to an equal config.
+
+        Keys without effect are left out unless they were given.
+        """
+        unused = set(NO_EFFECT) - self.meta.model_fields_set
+        values = self.model_dump(exclude={"meta": unused})
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON schema of a config file, for editors."""
+        schema = cls.model_json_schema()
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` texts, the value in YAML; the last one of a key counts.
+
+    Raises:
+        UserError: one line with file and line (or override), key, value, rule and remedy of every
+            problem found.
+    """
+    document = read(path)
+    for text in overrides:
+        document.override(text)
+    for name in Config.model_fields:
+        if document.values.get(name) is None:  # absent or empty: what is required in it says so
+            document.values[name] = {}
+    try:
+        return Config.model_validate(document.values)
+    except ValidationError as error:
+        raise UserError(explain(error, document, Config)) from None
+
+
+if __name__ == "__main__":
+    print(json.dumps(Config.json_schema(), indent=2))

@@ -1,0 +1,22 @@
+"""Errors that are meant for the person at the keyboard: one line, no traceback."""
+
+
+class UserError(Exception):
+    """A wrong request: the message is one line that names the key or file, the rule and the remedy.
+
+    Entry points print it without a traceback and exit with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """The request was right, but the run could not go on."""
+
+    exit_code = 1
+
+
+class Interrupted(UserError):
+    """The run was asked to stop, and did so with everything saved."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""What a frozen representation is worth: each module takes features and returns a result."""

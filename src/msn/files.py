@@ -1,0 +1,49 @@
+"""Writing files so that a crash, a full disk or a `kill -9` leaves the old or the new one whole."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from msn.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that `path` holds either all of the old or all of the new content.
+
+    Gives a temporary path beside it, which takes its place if the context ends without error.
+
+    Raises:
+        UserError: the file cannot be written; what was there before is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            _sync(temporary, os.O_RDWR)
+            os.replace(temporary, path)
+            _sync(path.parent, os.O_RDONLY)  # makes the rename last through a power cut
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}), what was there before is"
+            " intact; make the folder writable and free some space, or choose another"
+            " logging.folder"
+        ) from error
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Vision Transformers, the projection head, patch masks and MSN itself."""

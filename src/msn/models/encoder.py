@@ -1,0 +1,314 @@
+"""Vision Transformers on timm's blocks, with what MSN needs added.
+
+Added here: position embeddings resized as in the official code (bicubic, no antialias), patches
+dropped by given indices, feature taps, official initialisation and official state-dict names
+(`cls_token`, `pos_embed`, `patch_embed.*`, `blocks.N.*`, `norm.*`, and `fc.*` for the head).
+"""
+
+from collections import deque
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msn.models.masking import select
+
+CONV_STEM_STRIDE = 16
+
+
+class EncoderSize(NamedTuple):
+    """What distinguishes one encoder from another. `patch_size` None stands for the conv stem."""
+
+    patch_size: int | None
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+ENCODERS: dict[str, EncoderSize] = {
+    "deit_tiny": EncoderSize(16, 192, 12, 3),
+    "deit_small": EncoderSize(16, 384, 12, 6),
+    "deit_small_p8": EncoderSize(8, 384, 12, 6),
+    "deit_small_p7": EncoderSize(7, 384, 12, 6),
+    "vitc_4gf": EncoderSize(None, 384, 11, 6, 3.0),
+    "deit_small_convstem": EncoderSize(None, 384, 11, 6, 6.0),
+    "deit_base_p8": EncoderSize(8, 768, 12, 12),
+    "deit_base_p7": EncoderSize(7, 768, 12, 12),
+    "deit_base_p4": EncoderSize(4, 768, 12, 12),
+    "deit_base": EncoderSize(16, 768, 12, 12),
+    "deit_large_p7": EncoderSize(7, 1024, 24, 16),
+    "deit_large_p8": EncoderSize(8, 1024, 24, 16),
+    "deit_large": EncoderSize(16, 1024, 24, 16),
+    "deit_huge": EncoderSize(16, 1280, 32, 16),
+    "deit_huge_p8": EncoderSize(8, 1280, 32, 16),
+    "deit_huge_p7": EncoderSize(7, 1280, 32, 16),
+    "deit_huge_p10": EncoderSize(10, 1280, 32, 16),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of square patches; a border that holds no whole patch is dropped."""
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        return height // self.patch_size, width // self.patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D), patches row by row.
+
+        The convolution of the official code, written as the matrix product that it is: patches do
+        not overlap, so a product of the unfolded image is the same and faster.
+        """
+        batch, channels, height, width = images.shape
+        rows, columns = self.grid(height, width)
+        size = self.patch_size
+        patches = images[:, :, : rows * size, : columns * size]
+        patches = patches.reshape(batch, channels, rows, size, columns, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ConvEmbed(nn.Module):
+    """Convolutional stem (arXiv 2106.14881): 3x3 convolutions of stride 2, then one 1x1."""
+
+    def __init__(self, in_chans: int, channels: list[int], strides: list[int]) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        layers: list[nn.Module] = []
+        for out_chans, stride in zip(channels[:-1], strides[:-1], strict=True):
+            layers.append(nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(out_chans), nn.ReLU(inplace=True)]
+            in_chans = out_chans
+        layers.append(nn.Conv2d(in_chans, channels[-1], 1, strides[-1]))
+        self.strides = strides
+        self.stem = nn.Sequential(*layers)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens: padded convolutions round up."""
+        for stride in self.strides:
+            height, width = -(-height // stride), -(-width // stride)
+        return height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D), tokens row by row."""
+        return self.stem(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """A ViT encoder whose output is the head's projection of the normalised class token.
+
+    Args:
+        patch_embed: images to patch tokens; its `grid` gives rows and columns for a size.
+        image_size: side in pixels that the position embeddings are stored for.
+        embed_dim: width D.
+        depth: number of blocks.
+        num_heads: attention heads; they divide `embed_dim`.
+        mlp_ratio: hidden width of a block's MLP over D.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+        head: applied to the class token; identity when None.
+    """
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed | ConvEmbed,
+        *,
+        image_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path_rate: float = 0.0,
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.in_chans = patch_embed.in_chans
+        self.grid_size = patch_embed.grid(image_size, image_size)
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
+        self.patch_embed = patch_embed
+        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        rates = [drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
+        # Any: to mypy a member of a module is a Tensor or a Module, which has no `attn`.
+        self.blocks: Any = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=True,
+                drop_path=rate,
+                norm_layer=norm_layer,
+            )
+            for rate in rates
+        )
+        self.norm = norm_layer(embed_dim)
+        self.fc = head if head is not None else nn.Identity()
+        self.apply(_init_official)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Head output of the class token: (B, C, H, W) -> (B, out_dim).
+
+        Args:
+            images: one batch of equal size.
+            keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
+        """
+        return self.fc(self.norm(self._last_cls(images, keep)))
+
+    def block_outputs(
+        self, images: Tensor, keep: Tensor | None = None, *, last: int = 1
+    ) -> list[Tensor]:
+        """Tokens (B, 1 + kept, D) after each of the last blocks, without the final norm."""
+        tokens = self.embed(images, keep)
+        outputs: deque[Tensor] = deque(maxlen=last)
+        for block in self.blocks:
+            tokens = block(tokens)
+            outputs.append(tokens)
+        return list(outputs)
+
+    def cls(self, images: Tensor, *, norm: bool = True) -> Tensor:
+        """Class token after the last block, (B, D), with or without the final norm.
+
+        MSN's low-shot and linear evaluations read it without.
+        """
+        token = self._last_cls(images, None)
+        return self.norm(token) if norm else token
+
+    def block_cls(self, images: Tensor, blocks: int, keep: Tensor | None = None) -> Tensor:
+        """Class tokens of the last `blocks` blocks, without the final norm: (B, blocks * D)."""
+        outputs = self.block_outputs(images, keep, last=blocks)
+        return torch.cat([tokens[:, 0] for tokens in outputs], dim=-1)
+
+    def last_features(self, images: Tensor, blocks: int, *, patch_average: bool = False) -> Tensor:
+        """Normalised class tokens of the last `blocks` blocks: (B, blocks * D).
+
+        With `patch_average` the mean of the last block's normalised patches follows: D more.
+        """
+        outputs = self.block_outputs(images, last=blocks)
+        parts = [self.norm(tokens[:, 0]) for tokens in outputs]
+        if patch_average:
+            parts.append(self.norm(outputs[-1][:, 1:]).mean(dim=1))
+        return torch.cat(parts, dim=-1)
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Normalised patch tokens after the last block: (B, N, D)."""
+        (tokens,) = self.block_outputs(images)
+        return self.norm(tokens[:, 1:])
+
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """Attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
+        tokens = self.embed(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        attention = self.blocks[-1].attn
+        qkv = attention.qkv(self.blocks[-1].norm1(tokens))
+        query, key, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
+
+    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens that enter the first block: (B, 1 + kept, D), class token first."""
+        patches = self.patch_embed(images)
+        positions = self.resized_pos_embed(*self.patch_embed.grid(*images.shape[-2:]))
+        cls_position, patch_positions = positions[:, :1], positions[:, 1:]
+        patches = patches + patch_positions
+        if keep is not None:
+            patches = select(patches, keep)
+        cls = (self.cls_token + cls_position).expand(len(images), -1, -1)
+        return torch.cat([cls, patches], dim=1)
+
+    def resized_pos_embed(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings for a grid of patches: (1, 1 + rows * columns, D).
+
+        Bicubic without antialiasing, the class position untouched: the values of the official
+        code, also for the grids on which that code crashes (14 to 29 for one) and for rectangular
+        ones (which it takes for square if the number of patches happens to match).
+        """
+        if (rows, columns) == self.grid_size:
+            return self.pos_embed
+        cls_position, patch_positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        grid = patch_positions.reshape(1, *self.grid_size, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def use_fused_attention(self, fused: bool) -> None:
+        """Choose between PyTorch's fused attention and plain matrix products: equal, not as fast.
+
+        Fused is the default and the faster choice, but for bfloat16 on a CPU, whose fused backward
+        pass takes three to five times as long.
+        """
+        for block in self.blocks:
+            block.attn.fused_attn = fused
+
+    def _last_cls(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        """Class token after the last block, (B, D); that block computes nothing else."""
+        tokens = self.embed(images, keep)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        return _class_token_only(self.blocks[-1], tokens)
+
+
+def _class_token_only(block: Block, tokens: Tensor) -> Tensor:
+    """`block(tokens)[:, 0]` without what only the other tokens need: (B, N, D) -> (B, D).
+
+    All tokens give keys and values, the class token alone asks.
+    """
+    attention = block.attn
+    width = tokens.shape[-1]
+    normed = block.norm1(tokens)
+    weights = attention.qkv.weight.split([width, 2 * width])
+    biases = attention.qkv.bias.split([width, 2 * width])
+    query = F.linear(normed[:, 0], weights[0], biases[0])
+    query = query.unflatten(-1, (attention.num_heads, 1, -1)) * attention.scale
+    both = F.linear(normed, weights[1], biases[1]).unflatten(-1, (2, attention.num_heads, -1))
+    key, value = both.permute(2, 0, 3, 1, 4)
+    mixed = (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+    token = tokens[:, 0] + block.drop_path1(block.ls1(attention.proj(mixed.flatten(1))))
+    return token + block.drop_path2(block.ls2(block.mlp(block.norm2(token))))
+
+
+def build_encoder(
+    size: EncoderSize,
+    *,
+    image_size: int = 224,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    head: nn.Module | None = None,
+) -> VisionTransformer:
+    """An encoder of one of the `ENCODERS` sizes or any other."""
+    embed: PatchEmbed | ConvEmbed
+    if size.patch_size is None:
+        stages = [size.embed_dim // ratio for ratio in (8, 4, 2, 1)]
+        embed = ConvEmbed(in_chans, [*stages, size.embed_dim], [2, 2, 2, 2, 1])
+    else:
+        embed = PatchEmbed(size.patch_size, in_chans, size.embed_dim)
+    return VisionTransformer(
+        embed,
+        image_size=image_size,
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        mlp_ratio=size.mlp_ratio,
+        drop_path_rate=drop_path_rate,
+        head=head,
+    )
+
+
+def _init_official(module: nn.Module) -> None:
+    """Linear: normal .02 and zero bias. Convolution: Kaiming normal, fan-in. Norms: one, zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in")

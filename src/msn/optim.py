@@ -1,0 +1,71 @@
+"""AdamW with MSN's parameter groups, and the hyperparameters of a step."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(encoder: nn.Module, prototypes: nn.Parameter) -> list[dict[str, Any]]:
+    """Each trainable parameter in exactly one group, as in the official code.
+
+    Group 0 is decayed: weights of two or more dimensions, so also `pos_embed` and `cls_token`.
+    Group 1 is not: biases, 1-D parameters and whatever has "bn" in its name. The prototypes, if
+    they are trained, are group 2: not decayed.
+    """
+    decayed: list[nn.Parameter] = []
+    excluded: list[nn.Parameter] = []
+    for name, parameter in encoder.named_parameters():
+        small = parameter.ndim == 1 or "bias" in name or "bn" in name
+        (excluded if small else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "decayed": True},
+        {"params": excluded, "decayed": False, "weight_decay": 0.0},
+    ]
+    if prototypes.requires_grad:
+        groups.append({"params": [prototypes], "decayed": False, "weight_decay": 0.0})
+    return groups
+
+
+def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW (betas .9, .999, eps 1e-8). Learning rate and weight decay are set at every step."""
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=0.0, fused=devices <= {"cpu", "cuda"})
+
+
+def set_hyperparameters(
+    optimizer: torch.optim.Optimizer, *, learning_rate: float, weight_decay: float
+) -> None:
+    """The learning rate goes to every group, the weight decay to the decayed ones."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if group["decayed"]:
+            group["weight_decay"] = weight_decay
+
+
+class FiniteGuard:
+    """Remembers the first step whose loss or gradient norm is not finite, without a host sync.
+
+    Args:
+        device: where the losses are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def update(self, step: int, *values: Tensor) -> Tensor:
+        """Note a step by its values; a scalar tensor, 1. from the first bad step on, else 0."""
+        bad = ~torch.stack([value.detach() for value in values]).isfinite().all()
+        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
+        return (self._first_bad >= 0).float()
+
+    def first_bad_step(self) -> int | None:
+        """The first bad step, if there was one. Waits for the device."""
+        step = int(self._first_bad)
+        return None if step < 0 else step
+
+
+def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """An optimiser step that a fused optimiser skips on the device where `bad` is 1."""
+    optimizer.found_inf = bad  # type: ignore[attr-defined]
+    optimizer.step()

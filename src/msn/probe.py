@@ -1,0 +1,114 @@
+"""What the target encoder is worth to a labelled set, during training and at its end."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msn.build import Parts, build_model
+from msn.config import Config
+from msn.data.batch import normalise
+from msn.data.sources import Source, open_source
+from msn.errors import UserError
+from msn.evaluation.knn import knn
+from msn.features import encode_all, evaluation_images, raw_pixels
+from msn.models.encoder import VisionTransformer
+from msn.report import Representation, write_report
+from msn.runlog import csv_path
+
+
+class Probe:
+    """k-NN from the train to the val split of a labelled set, on frozen target features.
+
+    The features are class tokens before the final norm, as in MSN's evaluations.
+
+    Args:
+        config: with a `logging.probe` section; what it leaves open is taken from `data`.
+        parts: the run.
+
+    Raises:
+        UserError: a split is missing or has no labels.
+    """
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        assert config.logging.probe
+        self.settings = config.logging.probe
+        self.config = config
+        self.parts = parts
+        size, most = config.data.rand_size, self.settings.max_images
+        self.train = evaluation_images(self._open("train"), image_size=size, max_images=most)
+        self.val = evaluation_images(self._open("val"), image_size=size, max_images=most)
+        if self.settings.k > len(self.train.labels):
+            raise UserError(
+                f"logging.probe.k {self.settings.k} is more than the {len(self.train.labels)}"
+                " labelled training images; lower it"
+            )
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether to probe after this many finished epochs."""
+        every = self.settings.every
+        return epoch == self.config.optimization.epochs or bool(every and epoch % every == 0)
+
+    def top1(self) -> float:
+        """k-NN accuracy of the target encoder as it is now, in percent."""
+        train, val = self._features(self.parts.model.target)
+        settings = self.settings
+        result = knn(
+            train,
+            self.train.labels,
+            val,
+            self.val.labels,
+            k=settings.k,
+            temperature=settings.temperature,
+        )
+        return result.top1
+
+    def report(self, folder: Path, tag: str) -> None:
+        """Print the table of raw pixels, untrained and trained encoder; write JSON and PNG."""
+        model = build_model(self.config, self.parts.schedules, self.parts.source.channels)
+        untrained = model.target.to(self.parts.device)
+        representations = [
+            Representation(
+                "raw pixels", raw_pixels(self.train.images), raw_pixels(self.val.images)
+            ),
+            Representation("untrained encoder", *self._features(untrained)),
+            Representation("trained encoder", *self._features(self.parts.model.target)),
+        ]
+        print(
+            write_report(
+                train=self.train,
+                val=self.val,
+                representations=representations,
+                csv_path=csv_path(folder, tag),
+                folder=folder,
+                tag=tag,
+                k=self.settings.k,
+                temperature=self.settings.temperature,
+            )
+        )
+
+    def _features(self, encoder: VisionTransformer) -> tuple[Tensor, Tensor]:
+        """Features of the two splits; the encoder is back in its mode afterwards."""
+        was_training = encoder.training
+        encoder.eval()
+        encode = partial(
+            encode_all,
+            partial(encoder.cls, norm=False),
+            normalise=partial(normalise, mean=self.parts.mean, std=self.parts.std),
+            device=self.parts.device,
+        )
+        with torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.parts.bf16):
+            features = encode(self.train.images), encode(self.val.images)
+        encoder.train(was_training)
+        return features
+
+    def _open(self, split: str) -> Source:
+        data, own = self.config.data, self.settings
+        return open_source(
+            source=own.source or data.source,
+            root_path=own.root_path if own.root_path is not None else data.root_path,
+            image_folder=own.image_folder if own.image_folder is not None else data.image_folder,
+            split=split,
+            channels=self.parts.source.channels,
+        )

@@ -1,0 +1,282 @@
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets import ImageFolder
+
+from msn.data.sources import Digits, Folder, Source, open_source
+from msn.errors import UserError
+
+
+def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: int = 6) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), colour).save(path)
+    return path
+
+
+def folder(root: Path, image_folder: str = "", split: str = "train", **more: int) -> Source:
+    return open_source(
+        source="folder", root_path=str(root), image_folder=image_folder, split=split, **more
+    )
+
+
+def names(source: Source) -> list[str]:
+    return [source.read(i).name for i in range(len(source))]
+
+
+# --- folder: what is found, in which order, with which label
+
+
+def test_order_and_labels_are_those_of_torchvision(tmp_path: Path) -> None:
+    for name in [
+        "b/2.png", "b/10.png", "b/deep/er/0.png", "b/deep-er/1.png", "a b/x.JPEG", "a b/y.Webp",
+        "C/z.bmp", "C/a.tif", "C/b.tiff", "C/c.PPM", "C/d.jpg", "ü/ñ.png",
+        *(f"b/{letter}/{letter}.png" for letter in "qwertyuiop"),
+    ]:  # fmt: skip
+        save(tmp_path / "images/train" / name)
+    (tmp_path / "images/train/b/notes.txt").write_text("not an image")
+    ours = folder(tmp_path, "images")
+    theirs = ImageFolder(str(tmp_path / "images/train"))
+    root = theirs.root
+    assert names(ours) == [os.path.relpath(path, root) for path, _ in theirs.samples]
+    labels = ours.labels()
+    assert labels is not None
+    assert labels.dtype == np.int64
+    assert labels.tolist() == theirs.targets
+    assert [ours.read(i).label for i in range(len(ours))] == theirs.targets
+
+
+def test_split_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    save(tmp_path / "train/a/1.png")
+    save(tmp_path / "val/a/2.png")
+    assert names(folder(tmp_path)) == ["a/1.png"]
+    assert names(folder(tmp_path, split="val")) == ["a/2.png"]
+
+
+def test_folder_without_splits_is_its_own_split(tmp_path: Path) -> None:
+    save(tmp_path / "x/1.png")
+    save(tmp_path / "y/2.png")
+    assert names(folder(tmp_path)) == names(folder(tmp_path, split="val")) == ["x/1.png", "y/2.png"]
+
+
+def test_missing_split_beside_another_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "train/a/1.png")
+    with pytest.raises(UserError, match='"train" but none called "val"'):
+        folder(tmp_path, split="val")
+
+
+def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    for name in ["2.png", "10.png", "1.png"]:
+        save(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    source = folder(tmp_path)
+    assert names(source) == ["1.png", "10.png", "2.png"]
+    assert source.labels() is None
+    assert source.read(0).label is None
+
+
+def test_empty_class_keeps_its_number(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    save(tmp_path / "b/1.png")
+    assert folder(tmp_path).read(0).label == 1
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    for name in ["a/1.png", "a/._1.png", ".cache/2.png", "a/.thumbs/3.png"]:
+        save(tmp_path / name)
+    source = folder(tmp_path)
+    assert names(source) == ["a/1.png"]
+    assert source.read(0).label == 0
+
+
+def test_index_follows_python(tmp_path: Path) -> None:
+    for name in "123":
+        save(tmp_path / f"{name}.png")
+    source = folder(tmp_path)
+    assert [source.read(i).name for i in (-3, -2, -1)] == ["1.png", "2.png", "3.png"]
+    with pytest.raises(IndexError):
+        source.read(3)
+
+
+def test_names_are_kept_compactly(tmp_path: Path) -> None:
+    for i in range(300):
+        (tmp_path / f"{i:04}.png").touch()
+    per_image = len(pickle.dumps(folder(tmp_path))) / 300
+    assert per_image < len("0000.png") + 8 + 8  # the name, its end, and some slack for the rest
+
+
+# --- folder: pixels
+
+
+def test_colour_and_grey_pixels(tmp_path: Path) -> None:
+    save(tmp_path / "ü.png", (200, 100, 50))
+    colour, grey = folder(tmp_path), folder(tmp_path, channels=1)
+    image = colour.read(0).image
+    assert image.dtype == np.uint8
+    assert image.shape == (6, 6, 3)
+    assert (image == (200, 100, 50)).all()
+    luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    assert grey.read(0).image.shape == (6, 6, 1)
+    assert np.abs(grey.read(0).image - luma).max() <= 1
+    assert (colour.channels, grey.channels) == (3, 1)
+    assert (len(colour.mean), len(colour.std), len(grey.mean), len(grey.std)) == (3, 3, 1, 1)
+    assert grey.mean[0] == pytest.approx(np.mean(colour.mean))
+
+
+def test_jpeg_is_near_pil(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8), (100, 80))
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=90)
+    ours = folder(tmp_path).read(0).image.astype(int)
+    theirs = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
+    assert np.abs(ours - theirs).max() <= 4  # decoders may round their transforms differently
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1"])
+def test_other_modes_decode_as_pil_does(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(rng.integers(0, 256, (9, 7), dtype=np.uint8)))
+    image.save(tmp_path / "a.png")
+    expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    np.testing.assert_array_equal(folder(tmp_path).read(0).image, expected)
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 48).astype(np.uint16).reshape(4, 4, 3)
+    cv2.imwrite(str(tmp_path / "a.png"), ramp[..., ::-1])
+    image = folder(tmp_path).read(0).image
+    assert image.dtype == np.uint8
+    assert np.abs(image - ramp / 257).max() <= 1
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4), (10, 200, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert folder(tmp_path).read(0).image.shape == (4, 8, 3)
+
+
+# --- folder: what is wrong is said in one line that names it
+
+
+def refused(root: Path | None, image_folder: str = "") -> str:
+    with pytest.raises(UserError) as caught:
+        open_source(
+            source="folder",
+            root_path=None if root is None else str(root),
+            image_folder=image_folder,
+            split="train",
+        )
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    file = save(tmp_path / "file.png")
+    (tmp_path / "empty/train").mkdir(parents=True)
+    (tmp_path / "text/train/a").mkdir(parents=True)
+    (tmp_path / "text/train/a/readme.txt").touch()
+    assert "data.root_path is not set" in refused(None)
+    assert f"data.root_path: no such folder: {tmp_path}/none" in refused(tmp_path / "none")
+    assert f"data.image_folder: no such folder: {tmp_path}/no" in refused(tmp_path, "no")
+    assert f"{file} is a file, not a folder" in refused(file)
+    assert f"{file} is a file, not a folder" in refused(tmp_path, "file.png")
+    for name in ("empty", "text"):
+        message = refused(tmp_path, name)
+        assert f"{tmp_path}/{name}/train: no images" in message
+        assert "data.image_folder" in message
+
+
+def test_images_beside_classes_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "stray.png")
+    save(tmp_path / "a/1.png")
+    assert "stray.png" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 only a start"])
+def test_undecodable_image_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.jpg").write_bytes(content)
+    source = folder(tmp_path)
+    with pytest.raises(UserError, match=r"bad\.jpg: is not an image .* replace or remove") as error:
+        source.read(0)
+    assert "\n" not in str(error.value)
+
+
+def test_vanished_image_names_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "gone.png")
+    source = folder(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"gone\.png: cannot be read \(No such file"):
+        source.read(0)
+
+
+def test_unknown_source_and_channels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'data\.source is "cifar"'):
+        open_source(source="cifar", root_path=str(tmp_path), image_folder="", split="train")
+    with pytest.raises(UserError, match=r"data\.channels is 4"):
+        folder(tmp_path, channels=4)
+
+
+# --- digits
+
+
+def test_digits_are_all_there_once() -> None:
+    train, val = Digits(split="train"), Digits(split="val")
+    assert (len(train), len(val)) == (1297, 500)
+    originals = load_digits()
+    seen = []
+    for source in (train, val):
+        labels = source.labels()
+        for i in range(len(source)):
+            image, label, name = source.read(i)
+            index = int(name.removeprefix("digits/"))
+            expected = np.rint(originals.images[index] * 255 / 16)
+            np.testing.assert_array_equal(image[..., 0], expected)
+            assert image.dtype == np.uint8
+            assert label == labels[i] == originals.target[index]
+            seen.append(index)
+    assert sorted(seen) == list(range(1797))
+
+
+def test_digits_are_shuffled_the_same_each_time() -> None:
+    first, second = Digits(split="train"), Digits(split="train")
+    assert names(first) == names(second)
+    # A shuffle, not a cut: the file's order has its writers one after the other.
+    held_out = [int(name.removeprefix("digits/")) for name in names(Digits(split="val"))]
+    assert abs(np.mean(held_out) - 898) < 4 * 519 / 500**0.5
+    assert np.bincount(Digits(split="val").labels()).min() > 30
+
+
+def test_digits_statistics_are_those_of_the_training_split() -> None:
+    source = Digits(split="train")
+    pixels = np.stack([source.read(i).image for i in range(len(source))]) / 255
+    assert source.mean == pytest.approx((pixels.mean(),), abs=1e-6)
+    assert source.std == pytest.approx((pixels.std(),), abs=1e-6)
+
+
+def test_digits_in_three_channels() -> None:
+    grey = open_source(source="digits", root_path=None, image_folder="", split="val")
+    colour = open_source(source="digits", root_path=None, image_folder="", split="val", channels=3)
+    assert (grey.channels, colour.channels) == (1, 3)
+    assert colour.read(5).image.shape == (8, 8, 3)
+    assert (colour.read(5).image == grey.read(5).image).all()
+    assert colour.mean == grey.mean * 3
+    assert colour.std == grey.std * 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sources_travel_to_workers(tmp_path: Path, channels: int) -> None:
+    save(tmp_path / "a/1.png")
+    for source in (Folder(tmp_path, channels=channels), Digits(split="val", channels=channels)):
+        copy = pickle.loads(pickle.dumps(source))
+        assert (copy.read(0).image == source.read(0).image).all()
+        assert (copy.channels, copy.mean, copy.std) == (source.channels, source.mean, source.std)

@@ -1,0 +1,79 @@
+"""Every schedule, at every recorded step."""
+
+from typing import Any
+
+import pytest
+
+from msn.build import build_schedules
+from msn.config import Config
+from msn.schedules import cosine
+from tests.golden.record import golden_json
+
+RECORDS: dict[str, Any] = {
+    name: record for name, record in golden_json("schedules.json").items() if name != "_doc"
+}
+EVERY_STEP = [name for name, record in RECORDS.items() if "params" in record]
+
+
+def config(params: dict[str, Any]) -> Config:
+    optimization = {
+        key: params[key]
+        for key in ("warmup", "start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay")
+    }
+    return Config.model_validate(
+        {
+            "data": {"source": "digits"},
+            "logging": {"folder": "runs"},
+            "criterion": {key: params[key] for key in ("start_sharpen", "final_sharpen")},
+            "optimization": {"epochs": params["epochs"], **optimization},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", EVERY_STEP)
+def test_every_step(name: str) -> None:
+    record = RECORDS[name]
+    schedules = build_schedules(config(record["params"]), record["params"]["ipe"])
+    horizon = record["T_max"]
+    for step, (rate, decay) in enumerate(zip(record["lr"], record["wd"], strict=True)):
+        if step + 1 <= horizon:  # past it the official values turn back; ours stay, see below
+            assert schedules.learning_rate(step + 1) == pytest.approx(rate, rel=1e-12)
+            assert schedules.weight_decay(step + 1) == pytest.approx(decay, rel=1e-12)
+    for step, (momentum, sharpening) in enumerate(
+        zip(record["momentum"], record["sharpen"], strict=True)
+    ):
+        assert schedules.momentum(step) == pytest.approx(momentum, rel=1e-12)
+        assert schedules.sharpening(step) == pytest.approx(sharpening, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY_STEP)
+def test_clamped_past_the_end(name: str) -> None:
+    params, horizon = RECORDS[name]["params"], RECORDS[name]["T_max"]
+    schedules = build_schedules(config(params), params["ipe"])
+    for step in (horizon + 1, horizon + 7, 10 * horizon):
+        assert schedules.learning_rate(step) == pytest.approx(params["final_lr"], abs=1e-15)
+        assert schedules.weight_decay(step) == pytest.approx(params["final_weight_decay"])
+        assert schedules.momentum(step) == 1.0
+        assert schedules.sharpening(step) == pytest.approx(params["final_sharpen"])
+
+
+def test_the_real_run() -> None:
+    for record in RECORDS.values():
+        if "iteration" not in record:
+            continue
+        defaults = {"start_lr": 2e-4, "lr": 1e-3, "final_lr": 1e-6, "weight_decay": 0.04}
+        sharpen = {"final_weight_decay": 0.4, "start_sharpen": 0.25, "final_sharpen": 0.25}
+        params = {**defaults, **sharpen, "epochs": record["epochs"], "warmup": record["warmup"]}
+        schedules = build_schedules(config(params), record["ipe"])
+        for i, step in enumerate(record["iteration"]):
+            assert schedules.learning_rate(step + 1) == pytest.approx(record["lr"][i], rel=1e-12)
+            assert schedules.weight_decay(step + 1) == pytest.approx(record["wd"][i], rel=1e-12)
+            assert schedules.momentum(step) == pytest.approx(record["momentum"][i], rel=1e-12)
+
+
+def test_linear_evaluation() -> None:
+    record = RECORDS["lineareval"]
+    steps = record["epochs"] * record["ipe"]
+    for step, rate in enumerate(record["lr_used_per_step"]):
+        own = cosine(step, total=steps, start=record["ref_lr"], final=0.0)
+        assert own == pytest.approx(rate, rel=1e-12, abs=1e-15)

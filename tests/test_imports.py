@@ -1,0 +1,156 @@
+"""The plan of the house: who may import whom, and that importing anything has no effect."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module imports only from lower floors. A new module has to take a floor here.
+FLOORS = {
+    4: "main msn.cli",
+    3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
+    " msn.evaluation.lowshot",
+    2: "msn.models.msn msn.data.loader msn.features",
+    1: "msn.models.encoder msn.models.head msn.data.sources msn.data.views msn.optim"
+    " msn.checkpoint msn.runlog msn.health",
+    0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
+    " msn.data.batch msn.distributed msn.errors msn.files msn.keyed msn.losses msn.models.masking"
+    " msn.schedules",
+}
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
+
+# Imports within one floor, each with its reason.
+SIBLINGS = {
+    ("main", "msn.cli"): "the script is the command",
+    ("msn.config", "msn.configfile"): "the file that the config is read from",
+    ("msn.config", "msn.sections"): "the sections that it is made of",
+    ("msn.config", "msn.errors"): "a bad config is the user's error",
+    ("msn.configfile", "msn.errors"): "so is a bad file",
+    ("msn.configfile", "msn.sections"): "tags that a file may carry",
+    ("msn.distributed", "msn.errors"): "so is a half-set environment",
+    ("msn.files", "msn.errors"): "so is a folder that cannot be written",
+    ("msn.plan", "msn.build"): "the parts that a run would have",
+    ("msn.pretrain", "msn.build"): "the parts that the loop drives",
+    ("msn.pretrain", "msn.probe"): "looked at while training",
+    ("msn.probe", "msn.build"): "the untrained encoder to compare with",
+    ("msn.probe", "msn.evaluation.knn"): "the probe is a k-NN",
+    ("msn.probe", "msn.report"): "the probe's last word",
+    ("msn.report", "msn.evaluation.knn"): "a column of the table",
+    ("msn.report", "msn.evaluation.lowshot"): "the other columns",
+}
+
+RANK_VARIABLE = re.compile(r"(LOCAL_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+")
+HEAVY = {"matplotlib", "sklearn", "tensorboard"}  # imported where they are used
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part not in ("src", "__init__"))
+
+
+SOURCES = {module_name(path): path for path in (ROOT / "src/msn").rglob("*.py")}
+SOURCES |= {path.stem: path for path in ROOT.glob("main*.py")}
+TREES = {name: ast.parse(path.read_text()) for name, path in sorted(SOURCES.items())}
+
+
+def imported(module: str) -> Iterator[str]:
+    """Names of the modules that `module` imports, also inside functions."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: write relative imports in full"
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            yield from (name if name in SOURCES else base for name in names)
+
+
+def test_every_module_has_one_floor() -> None:
+    listed = " ".join(FLOORS.values()).split()
+    assert len(listed) == len(set(listed))
+    assert set(SOURCES) - set(listed) == set(), "a new module needs a floor in FLOORS"
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_imports_only_from_lower_floors(module: str) -> None:
+    ours = {name for name in imported(module) if name in SOURCES}
+    same_or_higher = {name for name in ours if FLOOR_OF[name] >= FLOOR_OF[module]}
+    assert same_or_higher == {target for importer, target in SIBLINGS if importer == module}
+    assert FLOOR_OF[module] >= 3 or "msn.config" not in ours, "floors 0-2 know no config"
+
+
+@pytest.mark.parametrize("module", sorted(set(TREES) - {"msn.distributed"}))
+def test_only_distributed_reads_rank_variables(module: str) -> None:
+    constants = [node.value for node in ast.walk(TREES[module]) if isinstance(node, ast.Constant)]
+    texts = [value for value in constants if isinstance(value, str)]
+    assert [text for text in texts if RANK_VARIABLE.fullmatch(text)] == []
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if FLOOR_OF.get(name) != 4])
+def test_only_the_top_floor_reads_the_command_line(module: str) -> None:
+    attributes = [node.attr for node in ast.walk(TREES[module]) if isinstance(node, ast.Attribute)]
+    assert "argv" not in attributes
+    assert "argparse" not in imported(module)
+
+
+def process_state() -> dict[str, object]:
+    """What an import could change behind the back of the program."""
+    import logging
+    import random
+    import threading
+    import warnings
+
+    import cv2
+    import numpy as np
+    import torch
+
+    return {
+        "environment": dict(os.environ),
+        "working folder": os.getcwd(),
+        "root logger": (logging.root.level, list(logging.root.handlers)),
+        "warning filters": list(warnings.filters),
+        "threads": [thread.name for thread in threading.enumerate()],
+        "python generator": random.getstate(),
+        "numpy generator": repr(np.random.get_state()),
+        "torch generator": torch.get_rng_state().tolist(),
+        "torch threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "torch dtype": torch.get_default_dtype(),
+        "torch grad": torch.is_grad_enabled(),
+        "torch deterministic": torch.are_deterministic_algorithms_enabled(),
+        "float32 matmul": torch.get_float32_matmul_precision(),
+        "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+        "cuda in use": torch.cuda.is_initialized(),
+        "cv2 threads": cv2.getNumThreads(),
+    }
+
+
+def import_everything() -> None:
+    """Run in a process of its own: import each module and complain about what that changed."""
+    used = {name for module in TREES for name in imported(module)} - set(SOURCES)
+    for library in sorted(name for name in used if not HEAVY & set(name.split("."))):
+        __import__(library)  # what libraries do is not ours
+    loaded, before = set(sys.modules), process_state()
+    for name in SOURCES:
+        __import__(name)
+    after = process_state()
+    changed = [key for key in before if before[key] != after[key]]
+    heavy = sorted((HEAVY & set(sys.modules)) - loaded)
+    sys.exit(f"changed {changed}, imported {heavy}" if changed or heavy else 0)
+
+
+def test_importing_has_no_effect() -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, __file__]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+if __name__ == "__main__":
+    import_everything()
