@@ -373,8 +373,8 @@ def test_views_are_keyed_by_their_place() -> None:
     key = {"seed": 5, "epoch": 6, "sample": 7}
     made = make_views(image, spec, **key)
     in_order = [made.target, *made.random, *made.focal]
+    generator = keyed.generator(5, keyed.Stream.VIEW, 6, 7)
     for view, pixels in enumerate(in_order):
-        generator = keyed.generator(5, keyed.Stream.VIEW, 6, 7, view)
         scale = spec.rand_crop_scale if view < 3 else spec.focal_crop_scale
         draw = draw_view(generator, 40, 50, scale, spec)
         np.testing.assert_array_equal(pixels, render(image, draw, 16 if view < 3 else 12))
@@ -382,6 +382,14 @@ def test_views_are_keyed_by_their_place() -> None:
         other = make_views(image, spec, **{**key, **change})
         assert (other.target != made.target).any()
     assert (made.random[0] != made.random[1]).any()
+    # What one view is made with moves no other: all take as many numbers, whatever the image.
+    plain = replace(spec, blur=0.0, color_jitter=0.0, grayscale=0.0, flip=0.0)
+    following = []
+    for width, switches in ((50, spec), (50, plain), (5000, spec)):
+        generator = keyed.generator(5, keyed.Stream.VIEW, 6, 7)
+        draw_view(generator, 40, width, (0.3, 1.0), switches)
+        following.append(generator.random())
+    assert len(set(following)) == 1
 
 
 def test_fewer_views_leave_the_others_as_they_are() -> None:

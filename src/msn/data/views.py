@@ -81,21 +81,22 @@ def make_views(
     """All views of one image.
 
     View 0 is the target, 1..R are the random and R+1..R+F the focal ones; the draws of a view
-    depend on nothing but (seed, epoch, sample, view).
+    depend on nothing but (seed, epoch, sample, view): each view takes as many numbers from the
+    sample's generator as any other.
     """
     height, width, channels = image.shape
     source = image[..., 0] if channels == 1 else image
+    generator = keyed.generator(seed, keyed.Stream.VIEW, epoch, sample)
 
-    def views(first: int, count: int, size: int, scale: tuple[float, float]) -> np.ndarray:
+    def views(count: int, size: int, scale: tuple[float, float]) -> np.ndarray:
         out = np.empty((count, size, size, channels), dtype=np.uint8)
-        for i in range(count):
-            generator = keyed.generator(seed, keyed.Stream.VIEW, epoch, sample, first + i)
+        for view in out:
             draw = draw_view(generator, height, width, scale, spec)
-            out[i] = render(source, draw, size).reshape(size, size, channels)
+            view[:] = render(source, draw, size).reshape(view.shape)
         return out
 
-    large = views(0, 1 + spec.rand_views, spec.rand_size, spec.rand_crop_scale)
-    focal = views(len(large), spec.focal_views, spec.focal_size, spec.focal_crop_scale)
+    large = views(1 + spec.rand_views, spec.rand_size, spec.rand_crop_scale)
+    focal = views(spec.focal_views, spec.focal_size, spec.focal_crop_scale)
     return SampleViews(large[0], large[1:], focal)
 
 
@@ -124,7 +125,7 @@ def draw_view(
     scale: tuple[float, float],
     spec: ViewSpec,
 ) -> Draw:
-    """Decide one view of an image of (height, width) pixels."""
+    """Decide one view of an image of (height, width) pixels; always takes the same many numbers."""
     # Each decision has its own place among the numbers: one switched off moves no other.
     u = generator.random(2 * CROP_TRIES + 15).tolist()
     flip, jitter, gray, blur, radius, top, left = u[:7]
