@@ -139,6 +139,12 @@ def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
     assert torch.equal(module.weight.detach(), before)
 
 
+@pytest.mark.parametrize("weights", [None, [1], {"weight": 3}, torch.zeros(2)])
+def test_what_is_no_state_dict_is_named(tmp_path: Path, weights: Any) -> None:
+    with pytest.raises(UserError, match="'encoder' is not a state dict"):
+        checkpoint.load_weights(nn.Linear(2, 3), weights, path=tmp_path / "x", key="encoder")
+
+
 def test_wrapper_prefix_is_dropped(tmp_path: Path) -> None:
     module = nn.Linear(2, 3)
     weights = {f"module.{name}": value + 1 for name, value in module.state_dict().items()}

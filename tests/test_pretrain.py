@@ -194,6 +194,7 @@ def test_released_weights_warm_start_anchor_and_target(unbroken: Path, tmp_path:
     [
         ({"criterion__num_proto": 9}, r"'prototypes' is of another model.*\(8, 8\).*\(9, 8\)"),
         ({"meta__hidden_dim": 25}, r"'encoder' is of another model: fc\.fc1\.weight is \(24, 16\)"),
+        ({"criterion__freeze_proto": True}, "'opt' is of another model"),
         ({"criterion__batch_size": 16}, "40 steps per epoch, the config gives 81"),
     ],
 )

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import resource
 from collections.abc import Iterator
@@ -139,23 +140,26 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         open_log(tmp_path / "file")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 1 kB, as if the disk were full."""
+    """No file may grow beyond 1 kB, as if the disk were full. Nor may what pytest itself writes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files", "capsys")  # capsys: what is printed goes to no file
+@pytest.mark.usefixtures("capsys")  # what is printed goes to no file
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    with (  # noqa: PT012
-        pytest.raises(UserError, match=r"run_r0\.csv: cannot be written"),
-        open_log(tmp_path) as log,
-    ):
-        for step in range(40):
-            log.log(row(step))
+    def fill() -> None:
+        with open_log(tmp_path) as log:
+            for step in range(40):
+                log.log(row(step))
+
+    with small_files(), pytest.raises(UserError, match=r"run_r0\.csv: cannot be written"):
+        fill()
 
 
 def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,14 +72,15 @@ class Parts:
         """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
 
         Raises:
-            UserError: the weights are of another model. The model is untouched then.
+            UserError: the weights are of another model.
         """
         path, state = found
         key = "encoder" if "encoder" in state else "target_encoder"
         prototypes = state.get("prototypes")
-        if prototypes is not None and prototypes.shape != self.model.prototypes.shape:
-            shapes = f"{tuple(prototypes.shape)}, the model {tuple(self.model.prototypes.shape)}"
-            raise checkpoint.mismatch(path, "prototypes", [f"the file has {shapes}"])
+        own_shape = tuple(self.model.prototypes.shape)
+        if prototypes is not None and tuple(prototypes.shape) != own_shape:
+            shapes = f"the file has {tuple(prototypes.shape)}, the model {own_shape}"
+            raise checkpoint.mismatch(path, "prototypes", [shapes])
         checkpoint.load_weights(self.model.anchor, state[key], path=path, key=key)
         checkpoint.load_weights(
             self.model.target, state["target_encoder"], path=path, key="target_encoder"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msn.errors import UserError
 from msn.files import replacing, writing
@@ -122,12 +122,14 @@ def load_newest(folder: Path, tag: str, say: Callable[[str], None]) -> Found | N
     return None
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], *, path: Path, key: str) -> None:
+def load_weights(module: nn.Module, weights: Any, *, path: Path, key: str) -> None:
     """Load a state dict strictly; a `module.` prefix of DistributedDataParallel is dropped.
 
     Raises:
         UserError: names are missing or left over, or shapes differ. The module is untouched.
     """
+    if not isinstance(weights, dict) or not all(torch.is_tensor(w) for w in weights.values()):
+        raise UserError(f"{path}: '{key}' is not a state dict; it must map names to tensors")
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     own = module.state_dict()
     problems = [f"{name} missing" for name in own if name not in weights]

@@ -263,7 +263,10 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
             " optimization.accumulate, or another logging.write_tag"
         )
     parts.load_weights(found)
-    parts.optimizer.load_state_dict(state["opt"])
+    try:
+        parts.optimizer.load_state_dict(state["opt"])
+    except (ValueError, KeyError, TypeError):
+        raise checkpoint.mismatch(path, "opt", ["it has other parameter groups"]) from None
     for change in config_changes(state["config"], config.model_dump(mode="json")):
         print(f"changed since the checkpoint: {change}")
     print(f"resumed from {path}: {state['step']} of {parts.total_steps} steps done")
