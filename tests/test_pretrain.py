@@ -142,6 +142,7 @@ def test_interrupted_by_ctrl_c(unbroken: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads round differently
         start_new_session=True,
     )
     assert process.stdout is not None
