@@ -19,7 +19,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-PAGES = [ROOT / "README.md", *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 SHORT = ["optimization.epochs=1", "optimization.warmup=0", "data.num_workers=0"]
 
 
