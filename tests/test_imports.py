@@ -14,13 +14,15 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from lower floors. A new module has to take a floor here.
 FLOORS = {
-    4: "main msn.cli",
+    4: "main msn.cli msn.__main__ msn.commands msn.commands.pretrain",
     3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot",
     2: "msn.models.msn msn.data.loader msn.features",
     1: "msn.models.encoder msn.models.head msn.data.sources msn.data.views msn.optim"
-    " msn.checkpoint msn.runlog msn.health",
+    " msn.checkpoint msn.runlog msn.health msn.devices",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
+    " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
+    " msn.sections.meta msn.sections.optimization"
     " msn.data.batch msn.distributed msn.errors msn.files msn.keyed msn.losses msn.models.masking"
     " msn.schedules",
 }
@@ -30,10 +32,19 @@ FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in mod
 SIBLINGS = {
     ("main", "msn.cli"): "the script is the command",
     ("msn.config", "msn.configfile"): "the file that the config is read from",
-    ("msn.config", "msn.sections"): "the sections that it is made of",
+    ("msn.__main__", "msn.cli"): "python -m msn is the command too",
+    **{
+        ("msn.config", f"msn.sections.{name}"): "the sections that it is made of"
+        for name in ("base", "criterion", "data", "logging", "meta", "optimization")
+    },
+    **{
+        (f"msn.sections.{name}", "msn.sections.base"): "a section is one of these"
+        for name in ("criterion", "data", "logging", "meta", "optimization")
+    },
+    ("msn.sections.logging", "msn.sections.data"): "the probe reads a source",
     ("msn.config", "msn.errors"): "a bad config is the user's error",
     ("msn.configfile", "msn.errors"): "so is a bad file",
-    ("msn.configfile", "msn.sections"): "tags that a file may carry",
+    ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
     ("msn.files", "msn.errors"): "so is a folder that cannot be written",
     ("msn.plan", "msn.build"): "the parts that a run would have",

@@ -23,7 +23,7 @@ def test_the_plan_of_the_published_recipe(
     images.mkdir(parents=True)
     for i in range(130):
         cv2.imwrite(str(images / f"{i}.png"), np.zeros((4, 4, 3), np.uint8))
-    arguments = ["--fname", str(RECIPE), "--dry-run", "--devices", "cpu"]
+    arguments = ["pretrain", "--fname", str(RECIPE), "--dry-run", "--devices", "cpu"]
     assert main([*arguments, f"data.root_path={tmp_path}", "logging.folder=/proc/no"]) == 0
     plan = capsys.readouterr().out
     for fact in (
@@ -82,7 +82,7 @@ def test_activation_estimate_is_near_what_autograd_keeps() -> None:
 def test_a_missing_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_tiny(tmp_path / "tiny.yaml", tmp_path)
     wrong = [f"data.root_path={tmp_path / 'none'}", "data.source=folder"]
-    assert main(["--fname", str(config), "--dry-run", *wrong]) == 2
+    assert main(["pretrain", "--fname", str(config), "--dry-run", *wrong]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "none") in error
     assert len(error.strip().splitlines()) == 1

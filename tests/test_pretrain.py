@@ -254,7 +254,7 @@ def test_a_wrong_request_is_one_line(
     from msn.cli import main
 
     config = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run")
-    assert main(["--fname", str(config), *arguments]) == 2
+    assert main(["pretrain", "--fname", str(config), *arguments]) == 2
     output = capsys.readouterr()
     assert expected in output.err
     assert output.err.startswith("error: ")

@@ -1,29 +1,30 @@
-"""The command line: `main.py` and the installed command `msn`."""
+"""The command line: `msn COMMAND ...`, `python -m msn COMMAND ...` and the scripts at the top."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-import torch
-
-from msn.config import load_config
 from msn.errors import Interrupted, UserError
-from msn.plan import describe
-from msn.pretrain import pretrain
+
+COMMANDS = {
+    "pretrain": "pre-train a Vision Transformer with Masked Siamese Networks",
+}
+"""Name and purpose; the command itself is the module of that name in `msn.commands`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
-    options = parse(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in COMMANDS:
+        return _choose(words)
+    # Only the command that runs is imported, with the libraries that it needs.
+    command = importlib.import_module(f"msn.commands.{words[0].replace('-', '_')}")
+    parser = argparse.ArgumentParser(prog=f"msn {words[0]}", description=COMMANDS[words[0]])
+    command.configure(parser)
+    options = parser.parse_intermixed_args(words[1:])
     try:
-        device = choose_device(options.devices)
-        config = load_config(options.fname, options.overrides)
-        for notice in config.notices():
-            print(f"note: {notice}")
-        if options.dry_run:
-            print(describe(config, device))
-        else:
-            pretrain(config, device)
+        command.run(options)
     except UserError as error:
         prefix = "" if isinstance(error, Interrupted) else "error: "
         print(f"{prefix}{error}", file=sys.stderr)
@@ -34,57 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's options."""
+def _choose(words: Sequence[str]) -> int:
+    """Say which commands there are, or refuse one that there is not."""
+    width = max(map(len, COMMANDS))
     parser = argparse.ArgumentParser(
-        prog="msn", description="Pre-train a Vision Transformer with Masked Siamese Networks."
+        prog="msn",
+        description="Masked Siamese Networks: pre-training and evaluation of ViTs.",
+        epilog="\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--fname", required=True, metavar="CONFIG", help="YAML config file")
-    parser.add_argument(
-        "--devices",
-        nargs="+",
-        default=["auto"],
-        metavar="DEVICE",
-        help="cpu, cuda:0, ...; auto takes the first GPU if there is one",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what the run would do, and do nothing"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="values that replace those of the config file",
-    )
-    options = parser.parse_intermixed_args(arguments)
-    # `--devices cpu section.key=value`: what has an equals sign is no device.
-    options.overrides += [name for name in options.devices if "=" in name]
-    options.devices = [name for name in options.devices if "=" not in name] or ["auto"]
-    return options
-
-
-def choose_device(names: Sequence[str]) -> torch.device:
-    """The device to train on.
-
-    Raises:
-        UserError: there is no such device, or more than one is named.
-    """
-    if len(names) > 1:
-        raise UserError(f"--devices {' '.join(names)}: this version trains on one device; name one")
-    name = names[0]
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--devices {name}: not a device; give cpu or cuda:NUMBER") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UserError(f"--devices {name}: this machine has {count} GPUs; give cpu or another")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--devices {name}: only cpu and cuda are supported")
-    return device
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.parse_args(words)
+    return 0

@@ -15,20 +15,12 @@ from pydantic import ValidationError
 
 from msn.configfile import EXPONENT_FLOAT, FLOAT_TAG, explain, read
 from msn.errors import UserError
-from msn.sections import (
-    CONV_STEMS,
-    MODEL_NAMES,
-    PATCH_SIZES,
-    Criterion,
-    Data,
-    EncoderSize,
-    Logging,
-    Meta,
-    Optimization,
-    PowerLaw,
-    Probe,
-    Section,
-)
+from msn.sections.base import Section
+from msn.sections.criterion import Criterion, PowerLaw
+from msn.sections.data import Data
+from msn.sections.logging import Logging, Probe
+from msn.sections.meta import CONV_STEMS, MODEL_NAMES, PATCH_SIZES, EncoderSize, Meta
+from msn.sections.optimization import Optimization
 
 __all__ = [
     "CONV_STEMS",

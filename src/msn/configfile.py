@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from msn.errors import UserError
-from msn.sections import PRIOR_TAGS
+from msn.sections.criterion import PRIOR_TAGS
 
 MAX_BYTES = 64 * 1024
 MAX_PROBLEMS = 10

@@ -1,0 +1,1 @@
+"""The commands of `msn`, a module each: `configure(parser)` its options, `run(options)` it."""

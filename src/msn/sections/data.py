@@ -1,0 +1,86 @@
+"""Section `data`: the images and their views."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, Strict
+
+from msn.sections.base import BelowOne, Count, Positive, Probability, Section, Whole
+
+
+def _increasing(scale: tuple[float, float]) -> tuple[float, float]:
+    if scale[0] > scale[1]:
+        raise ValueError("must be [smallest, largest]; swap the two numbers")
+    return scale
+
+
+def _one_or_three(channels: int) -> int:
+    if channels not in (1, 3):  # a Literal would take true for 1
+        raise ValueError("must be 1 or 3")
+    return channels
+
+
+Area = Annotated[float, Field(gt=0, le=1)]
+CropScale = Annotated[tuple[Area, Area], Strict(False), AfterValidator(_increasing)]
+Channels = Annotated[int, AfterValidator(_one_or_three), Field(json_schema_extra={"enum": [1, 3]})]
+SourceName = Literal["folder", "digits"]
+
+
+class Data(Section):
+    """The images and their views."""
+
+    source: SourceName = "folder"
+    """Where images come from: folder (class folders or flat), or digits (scikit-learn, 8x8 px)."""
+    root_path: str | None = None
+    """Root folder of the data set; images are in root_path/image_folder/train."""
+    image_folder: str = ""
+    """Folder below root_path."""
+    num_workers: Whole = 10
+    """Loader processes per training process; 0 loads in the training process."""
+    pin_mem: bool = True
+    """Page-locked host memory for faster copies to the GPU."""
+    label_smoothing: BelowOne = 0.0
+    """Smoothing of the prototype labels."""
+    patch_drop: BelowOne = 0.15
+    """Fraction of patches that each random view loses."""
+    mask_scope: Literal["batch", "image"] = "batch"
+    """One random choice of kept patches for the whole batch (official), or one per image."""
+    rand_size: Count = 224
+    """Side of the target and random views, px."""
+    focal_size: Count = 96
+    """Side of the focal views, px."""
+    rand_views: Count = 1
+    """Masked anchor views per image; at least 1, since only they are masked."""
+    focal_views: Whole = 10
+    """Small unmasked anchor views per image."""
+    rand_crop_scale: CropScale = (0.3, 1.0)
+    """Smallest and largest area of the target and random crops, as fractions of the image."""
+    focal_crop_scale: CropScale = (0.05, 0.3)
+    """Smallest and largest area of the focal crops, as fractions of the image."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip; 0 switches it off."""
+    color_jitter: Probability = 0.8
+    """Probability of colour jitter; 0 switches it off."""
+    color_jitter_strength: Annotated[float, Field(ge=0, le=2.5)] = 0.5
+    """s in ColorJitter(0.8s, 0.8s, 0.8s, 0.2s); hue shifts end at 0.5, hence s at 2.5."""
+    grayscale: Probability = 0.2
+    """Probability of dropping the colour; 0 switches it off."""
+    blur: Probability = 0.5
+    """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
+    channels: Channels | None = None
+    """Image channels; null takes the source's own."""
+    mean: Annotated[tuple[float, ...], Strict(False)] | None = None
+    """Mean of each channel, of values in [0, 1]; null takes the source's own."""
+    std: Annotated[tuple[Positive, ...], Strict(False)] | None = None
+    """Standard deviation of each channel; null takes the source's own."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.source == "folder" and not self.root_path:
+            yield "root_path", "the folder source needs it; set it, or use data.source: digits"
+        for key, stats in (("mean", self.mean), ("std", self.std)):
+            allowed = (self.channels,) if self.channels else (1, 3)
+            if stats is not None and len(stats) not in allowed:
+                counts = " or ".join(map(str, allowed))
+                yield key, f"has {len(stats)} numbers; give one for each of {counts} channels"
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            yield "std", f"has {len(self.std)} numbers, mean {len(self.mean)}; give as many"
