@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from msn.data.batch import normalise
+from msn.data.image import ArrayImage
 from msn.data.sources import Sample, open_source
 from msn.data.views import eval_view
 from msn.errors import UserError
@@ -26,7 +27,10 @@ class Stripes:
 
     def read(self, index: int) -> Sample:
         image = np.full((10 + index, 12, 3), index, dtype=np.uint8)
-        return Sample(image, index // 4 if self.labelled else None, f"stripe {index}")
+        return Sample(ArrayImage(image, 3), index // 4 if self.labelled else None, self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"stripe {index}"
 
     def labels(self) -> np.ndarray | None:
         return np.arange(self.length) // 4 if self.labelled else None
@@ -47,7 +51,7 @@ def test_evaluation_images_are_the_evaluation_views_in_order() -> None:
     assert found.images.shape == (500, 16, 16, 1)
     assert found.images.dtype == torch.uint8
     assert found.labels.dtype == torch.int64
-    assert np.array_equal(found.images[7].numpy(), eval_view(source.read(7).image, 16))
+    assert np.array_equal(found.images[7].numpy(), eval_view(source.read(7).image.pixels(), 16))
     assert found.labels[7] == source.read(7).label
 
 

@@ -18,7 +18,7 @@ FLOORS = {
     3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot",
     2: "msn.models.msn msn.data.loader msn.features",
-    1: "msn.models.encoder msn.models.head msn.data.sources msn.data.views msn.optim"
+    1: "msn.models.encoder msn.models.head msn.data.image msn.data.sources msn.data.views msn.optim"
     " msn.checkpoint msn.runlog msn.health msn.devices",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
@@ -42,6 +42,7 @@ SIBLINGS = {
         for name in ("criterion", "data", "logging", "meta", "optimization")
     },
     ("msn.sections.logging", "msn.sections.data"): "the probe reads a source",
+    ("msn.data.sources", "msn.data.image"): "what a source gives",
     ("msn.config", "msn.errors"): "a bad config is the user's error",
     ("msn.configfile", "msn.errors"): "so is a bad file",
     ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msn.data.image import BadImage
 from msn.data.sources import Source
 from msn.data.views import eval_view
 from msn.errors import UserError
@@ -39,7 +40,7 @@ def evaluation_images(source: Source, *, image_size: int, max_images: int | None
             class stays balanced. None takes all.
 
     Raises:
-        UserError: the source has no labels.
+        UserError: the source has no labels, or an image cannot be read.
     """
     labels = _labels(source)
     chosen = _evenly_spaced(len(source), max_images)
@@ -83,7 +84,7 @@ def extract(
     Arguments as in `evaluation_images` and `encode_all`.
 
     Raises:
-        UserError: the source has no labels.
+        UserError: the source has no labels, or an image cannot be read.
     """
     labels = _labels(source)
     chosen = _evenly_spaced(len(source), max_images)
@@ -121,5 +122,8 @@ def _evenly_spaced(length: int, limit: int | None) -> np.ndarray:
 
 
 def _views(source: Source, indices: Sequence[int] | np.ndarray, size: int) -> Tensor:
-    views = [eval_view(source.read(int(index)).image, size) for index in indices]
-    return torch.from_numpy(np.stack(views))
+    try:
+        images = (source.read(int(index)).image.pixels() for index in indices)
+        return torch.from_numpy(np.stack([eval_view(image, size) for image in images]))
+    except BadImage as bad:  # a score without it would be another score
+        raise UserError(f"{bad}; replace or remove it") from bad

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from msn.data import loader
 from msn.data.batch import Views
+from msn.data.image import ArrayImage, BadImage
 from msn.data.loader import permuted, training_batches
 from msn.data.sources import Sample
 from msn.data.views import ViewSpec, make_views
@@ -38,12 +39,15 @@ class Images:
 
     def read(self, index: int) -> Sample:
         if index == self.broken:
-            raise UserError(f"image {index} is broken; replace it")
+            raise BadImage(self.name(index), "broken")
         if self.log:
             with self.log.open("a") as file:
                 file.write(f"{index}\n")
         pixels = np.random.default_rng(index).integers(0, 256, (11, 13, 3), dtype=np.uint8)
-        return Sample(pixels, None, str(index))
+        return Sample(ArrayImage(pixels, 3), None, self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
 
 
 def batches(
@@ -155,7 +159,7 @@ def test_a_batch_is_what_its_step_says() -> None:
         for i in range(batch_size):
             position = (step % 3) * batch_size + i
             index = permuted(position, length=14, seed=seed, epoch=step // 3)
-            image = source.read(index).image
+            image = source.read(index).image.pixels()
             expected = make_views(image, SPEC, seed=seed, epoch=step // 3, sample=index)
             np.testing.assert_array_equal(batch.target[i], expected.target)
             np.testing.assert_array_equal(batch.random[:, i], expected.random)
@@ -217,7 +221,7 @@ def test_global_generators_are_left_alone() -> None:
 def test_an_error_in_a_worker_arrives_as_it_was(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         batches(Images(8, broken=5), 0, 2, workers=workers)
-    assert str(caught.value) == "image 5 is broken; replace it"
+    assert str(caught.value) == "image 5: broken; replace or remove it"
 
 
 def test_batches_before_a_broken_image_are_delivered() -> None:

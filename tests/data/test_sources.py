@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import ImageFolder
 
+from msn.data.image import BadImage
 from msn.data.sources import Digits, Folder, Source, open_source
 from msn.errors import UserError
 
@@ -116,13 +117,13 @@ def test_names_are_kept_compactly(tmp_path: Path) -> None:
 def test_colour_and_grey_pixels(tmp_path: Path) -> None:
     save(tmp_path / "ü.png", (200, 100, 50))
     colour, grey = folder(tmp_path), folder(tmp_path, channels=1)
-    image = colour.read(0).image
+    image = colour.read(0).image.pixels()
     assert image.dtype == np.uint8
     assert image.shape == (6, 6, 3)
     assert (image == (200, 100, 50)).all()
     luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
     assert grey.read(0).image.shape == (6, 6, 1)
-    assert np.abs(grey.read(0).image - luma).max() <= 1
+    assert np.abs(grey.read(0).image.pixels() - luma).max() <= 1
     assert (colour.channels, grey.channels) == (3, 1)
     assert (len(colour.mean), len(colour.std), len(grey.mean), len(grey.std)) == (3, 3, 1, 1)
     assert grey.mean[0] == pytest.approx(np.mean(colour.mean))
@@ -132,7 +133,7 @@ def test_jpeg_is_near_pil(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = cv2.resize(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8), (100, 80))
     Image.fromarray(noise).save(tmp_path / "a.jpg", quality=90)
-    ours = folder(tmp_path).read(0).image.astype(int)
+    ours = folder(tmp_path).read(0).image.pixels().astype(int)
     theirs = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
     assert np.abs(ours - theirs).max() <= 4  # decoders may round their transforms differently
 
@@ -145,13 +146,13 @@ def test_other_modes_decode_as_pil_does(tmp_path: Path, mode: str) -> None:
         image.putalpha(Image.fromarray(rng.integers(0, 256, (9, 7), dtype=np.uint8)))
     image.save(tmp_path / "a.png")
     expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    np.testing.assert_array_equal(folder(tmp_path).read(0).image, expected)
+    np.testing.assert_array_equal(folder(tmp_path).read(0).image.pixels(), expected)
 
 
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 48).astype(np.uint16).reshape(4, 4, 3)
     cv2.imwrite(str(tmp_path / "a.png"), ramp[..., ::-1])
-    image = folder(tmp_path).read(0).image
+    image = folder(tmp_path).read(0).image.pixels()
     assert image.dtype == np.uint8
     assert np.abs(image - ramp / 257).max() <= 1
 
@@ -202,21 +203,14 @@ def test_images_beside_classes_are_refused(tmp_path: Path) -> None:
     assert "stray.png" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 only a start"])
-def test_undecodable_image_names_the_file(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.jpg").write_bytes(content)
-    source = folder(tmp_path)
-    with pytest.raises(UserError, match=r"bad\.jpg: is not an image .* replace or remove") as error:
-        source.read(0)
-    assert "\n" not in str(error.value)
-
-
 def test_vanished_image_names_the_file(tmp_path: Path) -> None:
     path = save(tmp_path / "gone.png")
     source = folder(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=r"gone\.png: cannot be read \(No such file"):
+    with pytest.raises(BadImage) as caught:
         source.read(0)
+    assert caught.value.name == str(path)
+    assert caught.value.reason == "No such file or directory"
 
 
 def test_unknown_source_and_channels_are_refused(tmp_path: Path) -> None:
@@ -240,8 +234,8 @@ def test_digits_are_all_there_once() -> None:
             image, label, name = source.read(i)
             index = int(name.removeprefix("digits/"))
             expected = np.rint(originals.images[index] * 255 / 16)
-            np.testing.assert_array_equal(image[..., 0], expected)
-            assert image.dtype == np.uint8
+            np.testing.assert_array_equal(image.pixels()[..., 0], expected)
+            assert image.pixels().dtype == np.uint8
             assert label == labels[i] == originals.target[index]
             seen.append(index)
     assert sorted(seen) == list(range(1797))
@@ -258,7 +252,7 @@ def test_digits_are_shuffled_the_same_each_time() -> None:
 
 def test_digits_statistics_are_those_of_the_training_split() -> None:
     source = Digits(split="train")
-    pixels = np.stack([source.read(i).image for i in range(len(source))]) / 255
+    pixels = np.stack([source.read(i).image.pixels() for i in range(len(source))]) / 255
     assert source.mean == pytest.approx((pixels.mean(),), abs=1e-6)
     assert source.std == pytest.approx((pixels.std(),), abs=1e-6)
 
@@ -268,7 +262,7 @@ def test_digits_in_three_channels() -> None:
     colour = open_source(source="digits", root_path=None, image_folder="", split="val", channels=3)
     assert (grey.channels, colour.channels) == (1, 3)
     assert colour.read(5).image.shape == (8, 8, 3)
-    assert (colour.read(5).image == grey.read(5).image).all()
+    assert (colour.read(5).image.pixels() == grey.read(5).image.pixels()).all()
     assert colour.mean == grey.mean * 3
     assert colour.std == grey.std * 3
 
@@ -278,5 +272,5 @@ def test_sources_travel_to_workers(tmp_path: Path, channels: int) -> None:
     save(tmp_path / "a/1.png")
     for source in (Folder(tmp_path, channels=channels), Digits(split="val", channels=channels)):
         copy = pickle.loads(pickle.dumps(source))
-        assert (copy.read(0).image == source.read(0).image).all()
+        assert (copy.read(0).image.pixels() == source.read(0).image.pixels()).all()
         assert (copy.channels, copy.mean, copy.std) == (source.channels, source.mean, source.std)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from msn import keyed
 from msn.data.batch import Views
+from msn.data.image import BadImage
 from msn.data.sources import Source
 from msn.data.views import ViewSpec, make_views
 from msn.errors import UserError
@@ -117,9 +118,10 @@ class _Batches(Dataset[Views | UserError]):
         for position in range(start, start + self.batch_size):
             index = permuted(position, length=len(self.source), seed=self.seed, epoch=epoch)
             try:
-                image = self.source.read(index).image
-            except UserError as error:
-                return error  # raised in a worker, it would arrive with a traceback in its message
+                image = self.source.read(index).image.pixels()
+            except BadImage as bad:
+                # Raised in a worker, it would arrive with a traceback in its message.
+                return UserError(f"{bad}; replace or remove it")
             samples.append(make_views(image, self.spec, seed=self.seed, epoch=epoch, sample=index))
         target, random, focal = zip(*samples, strict=True)
         return Views(

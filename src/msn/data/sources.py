@@ -1,7 +1,7 @@
 """Where images come from: a folder of files, or the handwritten digits that scikit-learn carries.
 
-A source maps an index to one decoded uint8 image. It keeps names compactly and never opens a file
-before it is asked to, so it is cheap to hold, and to send to a worker process.
+A source maps an index to one image, not yet decoded. It keeps names compactly and never opens a
+file before it is asked to, so it is cheap to hold, and to send to a worker process.
 """
 
 import os
@@ -9,10 +9,10 @@ from array import array
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 
 from msn import keyed
+from msn.data.image import ArrayImage, BadImage, EncodedImage, Image
 from msn.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -21,9 +21,9 @@ DIGITS_TRAIN = 1297
 
 
 class Sample(NamedTuple):
-    """One image: `image` uint8 (H, W, C), RGB or grey; `label` where known; `name` for people."""
+    """One image, its `label` where known, and its `name` for people."""
 
-    image: np.ndarray
+    image: Image
     label: int | None
     name: str
 
@@ -49,7 +49,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Sample:
-        """Read and decode one image. Raises UserError naming the file if that fails."""
+        """One image. Raises BadImage if it cannot be read; its pixels may raise the same."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What people call the image: its path below the source, or the like."""
         ...
 
     def labels(self) -> np.ndarray | None:
@@ -103,7 +107,7 @@ class Digits:
         order = np.argsort(keyed.generator(0, keyed.Stream.SPLIT).random(len(digits.target)))
         self._order = order[:DIGITS_TRAIN] if split == "train" else order[DIGITS_TRAIN:]
         grey = np.rint(digits.images[self._order] * (255 / 16)).astype(np.uint8)
-        self._images = np.repeat(grey[..., None], channels, axis=-1)
+        self._images = grey[..., None]
         self._labels = digits.target[self._order].astype(np.int64)
         self.channels = channels
         self.mean = (self.MEAN,) * channels
@@ -113,8 +117,11 @@ class Digits:
         return len(self._labels)
 
     def read(self, index: int) -> Sample:
-        name = f"digits/{self._order[index]}"
-        return Sample(self._images[index], int(self._labels[index]), name)
+        image = ArrayImage(self._images[index], self.channels)
+        return Sample(image, int(self._labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"digits/{self._order[index]}"
 
     def labels(self) -> np.ndarray:
         return self._labels
@@ -136,9 +143,6 @@ class Folder:
         self.channels = channels
         self.mean = self.MEAN if channels == 3 else (sum(self.MEAN) / 3,)
         self.std = self.STD if channels == 3 else (sum(self.STD) / 3,)
-        # IGNORE_ORIENTATION: like the PIL loader of the original, pixels are taken as stored.
-        colour = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-        self._flags = colour | cv2.IMREAD_IGNORE_ORIENTATION
         self._folder = str(folder)
         self._scan()
 
@@ -146,9 +150,15 @@ class Folder:
         return len(self._ends)
 
     def read(self, index: int) -> Sample:
-        name = self._name(index)
+        name = self.name(index)
         label = None if self._labels is None else int(self._labels[index])
-        return Sample(self._decode(os.path.join(self._folder, name)), label, name)
+        path = os.path.join(self._folder, name)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise BadImage(path, error.strerror or repr(error)) from error
+        return Sample(EncodedImage(data, self.channels, path), label, name)
 
     def labels(self) -> np.ndarray | None:
         return self._labels
@@ -180,23 +190,10 @@ class Folder:
         self._ends = np.array(ends, dtype=np.int64)
         self._labels = np.array(labels, dtype=np.int64) if labels else None
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         end = self._ends[index]  # first, so that an index out of range raises IndexError
         start = self._ends[index - 1] if index % len(self) else 0
         return os.fsdecode(self._names[start:end])
-
-    def _decode(self, path: str) -> np.ndarray:
-        try:
-            image = cv2.imdecode(np.fromfile(path, dtype=np.uint8), self._flags)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror}); restore or remove it"
-            ) from error
-        except cv2.error:  # an empty file, or more pixels than OpenCV accepts
-            image = None
-        if image is None:
-            raise UserError(f"{path}: is not an image that can be decoded; replace or remove it")
-        return image[..., None] if self.channels == 1 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _split_folder(root_path: str | None, image_folder: str, split: str) -> Path:
