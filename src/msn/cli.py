@@ -10,19 +10,25 @@ from msn.errors import Interrupted, UserError
 COMMANDS = {
     "pretrain": "pre-train a Vision Transformer with Masked Siamese Networks",
 }
-"""Name and purpose; the command itself is the module of that name in `msn.commands`."""
+"""Name, of one or two words, and purpose; the command is the module of that name in
+`msn.commands`, with underscores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] not in COMMANDS:
-        return _choose(words)
+    # "evaluate knn" before "evaluate", if there were both
+    length = next((n for n in (2, 1) if " ".join(words[:n]) in COMMANDS), 0)
+    if not length:
+        groups = {command.split()[0] for command in COMMANDS if " " in command}
+        return _choose([" ".join(words[:2])] if groups & set(words[:1]) else words)
+    name = " ".join(words[:length])
     # Only the command that runs is imported, with the libraries that it needs.
-    command = importlib.import_module(f"msn.commands.{words[0].replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"msn {words[0]}", description=COMMANDS[words[0]])
+    module = name.replace(" ", "_").replace("-", "_")
+    command = importlib.import_module(f"msn.commands.{module}")
+    parser = argparse.ArgumentParser(prog=f"msn {name}", description=COMMANDS[name])
     command.configure(parser)
-    options = parser.parse_intermixed_args(words[1:])
+    options = parser.parse_intermixed_args(words[length:])
     try:
         command.run(options)
     except UserError as error:
