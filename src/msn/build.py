@@ -21,6 +21,7 @@ from msn.models.head import projection_head
 from msn.models.msn import MSN, Schedule
 from msn.optim import FiniteGuard, build_optimizer, parameter_groups
 from msn.schedules import cosine, linear, warmup_cosine
+from msn.sections.data import Images
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def build_parts(config: Config, device: torch.device) -> Parts:
         UserError: a folder or file that the config names is missing or wrong.
     """
     require_single_process()
-    source = open_images(config, "train")
+    source = open_images(config.data, "train")
     steps = steps_per_epoch(config, len(source))
     schedules = build_schedules(config, steps)
     model = build_model(config, schedules, source.channels).to(device)
@@ -137,14 +138,14 @@ def steps_per_epoch(config: Config, images: int) -> int:
     return images // (batch_size * parts)
 
 
-def open_images(config: Config, split: str) -> Source:
-    """The images that the `data` section names."""
+def open_images(data: Images, split: str) -> Source:
+    """The images that a `data` section names."""
     return open_source(
-        source=config.data.source,
-        root_path=config.data.root_path,
-        image_folder=config.data.image_folder,
+        source=data.source,
+        root_path=data.root_path,
+        image_folder=data.image_folder,
         split=split,
-        channels=config.data.channels,
+        channels=data.channels,
     )
 
 

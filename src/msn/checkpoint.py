@@ -72,8 +72,12 @@ def save(path: Path, state: State) -> None:
             raise OSError(errno.EIO, "the disk may be full") from error
 
 
-def load(path: Path) -> State:
+def load(path: Path, key: str = "target_encoder") -> State:
     """Read a checkpoint onto the CPU. Only tensors and plain values are read, never code.
+
+    Args:
+        path: of the file.
+        key: what a checkpoint of the wanted kind holds.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds pickled code.
@@ -93,12 +97,14 @@ def load(path: Path) -> State:
         raise _damaged(path) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
         raise _damaged(path) from None
-    if not isinstance(state, dict) or "target_encoder" not in state:
-        raise UserError(f"{path}: not an MSN checkpoint, it has no key 'target_encoder'")
+    if not isinstance(state, dict) or key not in state:
+        raise UserError(f"{path}: not the checkpoint that is needed, it has no key '{key}'")
     return state
 
 
-def load_newest(folder: Path, tag: str, say: Callable[[str], None]) -> Found | None:
+def load_newest(
+    folder: Path, tag: str, say: Callable[[str], None], key: str = "target_encoder"
+) -> Found | None:
     """The newest readable checkpoint of a run, or None if it has none.
 
     A damaged newest file is moved aside (`.damaged`) and said; the one before is taken.
@@ -109,7 +115,7 @@ def load_newest(folder: Path, tag: str, say: Callable[[str], None]) -> Found | N
     damaged: list[tuple[Path, UserError]] = []
     for path in _newest_first(folder, tag):
         try:
-            found = Found(path, load(path))
+            found = Found(path, load(path, key))
         except UserError as error:
             damaged.append((path, error))
             continue

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -38,9 +38,6 @@ __all__ = [
     "load_config",
 ]
 
-NO_EFFECT = ("bottleneck", "two_layer", "use_pred_head", "use_fp16", "copy_data")
-"""Keys of `meta` that official files hold and that change nothing."""
-
 
 class _Dumper(yaml.SafeDumper):
     """Writes lists on one line, quotes text that looks like 1e-3, and never writes an alias."""
@@ -61,8 +58,37 @@ _Dumper.add_representer(  # PyYAML by itself loses U+0085, a line break to it
 )
 
 
-class Config(Section):
-    """A whole experiment."""
+class ConfigFile(Section):
+    """A whole file: a mapping of sections."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]]
+    """By section, keys that official files hold and that change nothing."""
+
+    def dump_yaml(self) -> str:
+        """The resolved config as YAML, which `load` reads back to an equal config.
+
+        Keys without effect are left out unless they were given.
+        """
+        unused = {
+            section: set(keys) - getattr(self, section).model_fields_set
+            for section, keys in self.NO_EFFECT.items()
+        }
+        values = self.model_dump(exclude=unused)
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON schema of such a file, for editors."""
+        schema = cls.model_json_schema()
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class Config(ConfigFile):
+    """A whole pre-training experiment."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "meta": ("bottleneck", "two_layer", "use_pred_head", "use_fp16", "copy_data")
+    }
 
     data: Data
     logging: Logging
@@ -99,7 +125,8 @@ class Config(Section):
 
     def _idle_keys(self) -> Iterator[str]:
         meta, criterion = self.meta, self.criterion
-        idle = [f"meta.{k}" for k in NO_EFFECT if k in meta.model_fields_set and k != "copy_data"]
+        given = [key for key in self.NO_EFFECT["meta"] if key in meta.model_fields_set]
+        idle = [f"meta.{key}" for key in given if key != "copy_data"]
         if idle:
             yield f"without effect, as in the official code: {', '.join(idle)}"
         if meta.use_fp16:
@@ -125,26 +152,20 @@ class Config(Section):
                 rule = f"{key} {size} is not a multiple of the patch size {patch}"
                 yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
 
-    def dump_yaml(self) -> str:
-        """The resolved config as YAML, which `load_config` reads back to an equal config.
 
-        Keys without effect are left out unless they were given.
-        """
-        unused = set(NO_EFFECT) - self.meta.model_fields_set
-        values = self.model_dump(exclude={"meta": unused})
-        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """JSON schema of a config file, for editors."""
-        schema = cls.model_json_schema()
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+File = TypeVar("File", bound=ConfigFile)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the config file of a pre-training experiment, see `load`."""
+    return load(Config, path, overrides)
+
+
+def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> File:
     """Read a config file.
 
     Args:
+        kind: what the file describes.
         path: a YAML file.
         overrides: `section.key=value` texts, the value in YAML; the last one of a key counts.
 
@@ -155,13 +176,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     document = read(path)
     for text in overrides:
         document.override(text)
-    for name in Config.model_fields:
+    for name in kind.model_fields:
         if document.values.get(name) is None:  # absent or empty: what is required in it says so
             document.values[name] = {}
     try:
-        return Config.model_validate(document.values)
+        return kind.model_validate(document.values)
     except ValidationError as error:
-        raise UserError(explain(error, document, Config)) from None
+        raise UserError(explain(error, document, kind)) from None
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def describe(config: Config, device: torch.device) -> str:
     Raises:
         UserError: the images that the config names are not there.
     """
-    source = open_images(config, "train")
+    source = open_images(config.data, "train")
     steps = whole_batches(config, len(source))
     with torch.device("meta"):
         anchor = build_anchor(config, config.data.channels or source.channels)

@@ -62,11 +62,11 @@ class RunLog:
         """
         folder = Path(folder)
         self._chief = rank == 0
-        self._table = _Table(csv_path(folder, tag, rank), COLUMNS, start_step)
-        self._probes: _Table | None = None
+        self._table = Table(csv_path(folder, tag, rank), COLUMNS, start_step)
+        self._probes: Table | None = None
         self._board: _Board | None = None
         if self._chief:
-            self._probes = _Table(folder / f"{tag}-probe.csv", PROBE_COLUMNS, start_step)
+            self._probes = Table(folder / f"{tag}-probe.csv", PROBE_COLUMNS, start_step)
             if tensorboard:
                 self._board = _Board(folder / f"{tag}-tensorboard", start_step)
         self._total = total_steps
@@ -193,7 +193,7 @@ class StepTimer:
         self._images = self._steps = 0
 
 
-class _Table:
+class Table:
     """A CSV file of numbers, one row a step, that survives `kill -9` and a resume."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], start_step: int) -> None:

@@ -26,8 +26,8 @@ Channels = Annotated[int, AfterValidator(_one_or_three), Field(json_schema_extra
 SourceName = Literal["folder", "digits"]
 
 
-class Data(Section):
-    """The images and their views."""
+class Images(Section):
+    """Where images come from, and how they are read."""
 
     source: SourceName = "folder"
     """Where images come from: folder (class folders or flat), or digits (scikit-learn, 8x8 px)."""
@@ -39,6 +39,28 @@ class Data(Section):
     """Loader processes per training process; 0 loads in the training process."""
     pin_mem: bool = True
     """Page-locked host memory for faster copies to the GPU."""
+    channels: Channels | None = None
+    """Image channels; null takes the source's own."""
+    mean: Annotated[tuple[float, ...], Strict(False)] | None = None
+    """Mean of each channel, of values in [0, 1]; null takes the source's own."""
+    std: Annotated[tuple[Positive, ...], Strict(False)] | None = None
+    """Standard deviation of each channel; null takes the source's own."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.source == "folder" and not self.root_path:
+            yield "root_path", "the folder source needs it; set it, or use data.source: digits"
+        for key, stats in (("mean", self.mean), ("std", self.std)):
+            allowed = (self.channels,) if self.channels else (1, 3)
+            if stats is not None and len(stats) not in allowed:
+                counts = " or ".join(map(str, allowed))
+                yield key, f"has {len(stats)} numbers; give one for each of {counts} channels"
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            yield "std", f"has {len(self.std)} numbers, mean {len(self.mean)}; give as many"
+
+
+class Data(Images):
+    """The images and their views."""
+
     label_smoothing: BelowOne = 0.0
     """Smoothing of the prototype labels."""
     patch_drop: BelowOne = 0.15
@@ -67,20 +89,3 @@ class Data(Section):
     """Probability of dropping the colour; 0 switches it off."""
     blur: Probability = 0.5
     """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
-    channels: Channels | None = None
-    """Image channels; null takes the source's own."""
-    mean: Annotated[tuple[float, ...], Strict(False)] | None = None
-    """Mean of each channel, of values in [0, 1]; null takes the source's own."""
-    std: Annotated[tuple[Positive, ...], Strict(False)] | None = None
-    """Standard deviation of each channel; null takes the source's own."""
-
-    def _problems(self) -> Iterator[tuple[str, str]]:
-        if self.source == "folder" and not self.root_path:
-            yield "root_path", "the folder source needs it; set it, or use data.source: digits"
-        for key, stats in (("mean", self.mean), ("std", self.std)):
-            allowed = (self.channels,) if self.channels else (1, 3)
-            if stats is not None and len(stats) not in allowed:
-                counts = " or ".join(map(str, allowed))
-                yield key, f"has {len(stats)} numbers; give one for each of {counts} channels"
-        if self.mean and self.std and len(self.mean) != len(self.std):
-            yield "std", f"has {len(self.std)} numbers, mean {len(self.mean)}; give as many"
