@@ -17,7 +17,7 @@ FLOORS = {
     4: "main msn.cli msn.__main__ msn.commands msn.commands.pretrain",
     3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot",
-    2: "msn.models.msn msn.data.loader msn.features",
+    2: "msn.models.msn msn.data.loader msn.features msn.frozen msn.pretrained",
     1: "msn.models.encoder msn.models.head msn.data.image msn.data.sources msn.data.views msn.optim"
     " msn.checkpoint msn.runlog msn.health msn.devices",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
@@ -43,6 +43,9 @@ SIBLINGS = {
     },
     ("msn.sections.logging", "msn.sections.data"): "the probe reads a source",
     ("msn.data.sources", "msn.data.image"): "what a source gives",
+    ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
+    ("msn.features", "msn.frozen"): "the encoder that makes them",
+    ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
     ("msn.config", "msn.errors"): "a bad config is the user's error",
     ("msn.configfile", "msn.errors"): "so is a bad file",
     ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",
@@ -59,7 +62,7 @@ SIBLINGS = {
 }
 
 RANK_VARIABLE = re.compile(r"(LOCAL_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+")
-HEAVY = {"matplotlib", "sklearn", "tensorboard"}  # imported where they are used
+HEAVY = {"cyanure", "matplotlib", "sklearn", "tensorboard"}  # imported where they are used
 
 
 def module_name(path: Path) -> str:

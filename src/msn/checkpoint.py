@@ -1,7 +1,8 @@
 """Checkpoints: file names, atomic writing, and reading that never runs code.
 
 One file holds one dict with the official keys (`encoder`, `target_encoder`, `prototypes`, `opt`,
-`epoch`, `batch_size`, `world_size`, `lr`, `temperature`, `loss`) and `step`, `config`, `version`.
+`epoch`, `batch_size`, `world_size`, `lr`, `temperature`, `loss`) and `step`, `config`, `version`,
+and `mean` and `std` that the images were normalised with.
 `epoch` counts finished epochs, `step` finished optimiser steps; all that a run draws is keyed by
 its step, so nothing else is needed to go on exactly.
 """

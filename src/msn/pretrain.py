@@ -207,6 +207,8 @@ def save(config: Config, parts: Parts, result: StepResult, done: int) -> None:
         "step": done,
         "steps_per_epoch": parts.steps_per_epoch,
         "config": config.model_dump(mode="json"),
+        "mean": parts.mean.tolist(),
+        "std": parts.std.tolist(),
         "version": checkpoint.VERSION,
     }
     frequency = config.logging.checkpoint_freq

@@ -49,6 +49,9 @@ class Images:
     def name(self, index: int) -> str:
         return f"image {index}"
 
+    def stamp(self, index: int) -> str:
+        return self.name(index)
+
 
 def batches(
     source: Images, start: int, stop: int, *, workers: int = 0, batch_size: int = 4, seed: int = 0

@@ -56,6 +56,10 @@ class Source(Protocol):
         """What people call the image: its path below the source, or the like."""
         ...
 
+    def stamp(self, index: int) -> str:
+        """Text that changes when the image does, told without reading it. Raises BadImage."""
+        ...
+
     def labels(self) -> np.ndarray | None:
         """All labels, int64 (N,), or None for an unlabelled source."""
         ...
@@ -122,6 +126,9 @@ class Digits:
 
     def name(self, index: int) -> str:
         return f"digits/{self._order[index]}"
+
+    def stamp(self, index: int) -> str:
+        return self.name(index)
 
     def labels(self) -> np.ndarray:
         return self._labels
@@ -194,6 +201,14 @@ class Folder:
         end = self._ends[index]  # first, so that an index out of range raises IndexError
         start = self._ends[index - 1] if index % len(self) else 0
         return os.fsdecode(self._names[start:end])
+
+    def stamp(self, index: int) -> str:
+        path = os.path.abspath(os.path.join(self._folder, self.name(index)))
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise BadImage(path, error.strerror or repr(error)) from error
+        return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 def _split_folder(root_path: str | None, image_folder: str, split: str) -> Path:

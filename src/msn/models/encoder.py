@@ -178,12 +178,12 @@ class VisionTransformer(nn.Module):
             outputs.append(tokens)
         return list(outputs)
 
-    def cls(self, images: Tensor, *, norm: bool = True) -> Tensor:
+    def cls(self, images: Tensor, keep: Tensor | None = None, *, norm: bool = True) -> Tensor:
         """Class token after the last block, (B, D), with or without the final norm.
 
         MSN's low-shot and linear evaluations read it without.
         """
-        token = self._last_cls(images, None)
+        token = self._last_cls(images, keep)
         return self.norm(token) if norm else token
 
     def block_cls(self, images: Tensor, blocks: int, keep: Tensor | None = None) -> Tensor:
@@ -191,15 +191,25 @@ class VisionTransformer(nn.Module):
         outputs = self.block_outputs(images, keep, last=blocks)
         return torch.cat([tokens[:, 0] for tokens in outputs], dim=-1)
 
-    def last_features(self, images: Tensor, blocks: int, *, patch_average: bool = False) -> Tensor:
-        """Normalised class tokens of the last `blocks` blocks: (B, blocks * D).
+    def last_features(
+        self,
+        images: Tensor,
+        blocks: int,
+        keep: Tensor | None = None,
+        *,
+        patch_average: bool = False,
+        norm: bool = True,
+    ) -> Tensor:
+        """Class tokens of the last `blocks` blocks: (B, blocks * D).
 
-        With `patch_average` the mean of the last block's normalised patches follows: D more.
+        With `patch_average` the mean of the last block's patches follows: D more. With `norm` the
+        final norm is applied to every token.
         """
-        outputs = self.block_outputs(images, last=blocks)
-        parts = [self.norm(tokens[:, 0]) for tokens in outputs]
+        final = self.norm if norm else nn.Identity()
+        outputs = self.block_outputs(images, keep, last=blocks)
+        parts = [final(tokens[:, 0]) for tokens in outputs]
         if patch_average:
-            parts.append(self.norm(outputs[-1][:, 1:]).mean(dim=1))
+            parts.append(final(outputs[-1][:, 1:]).mean(dim=1))
         return torch.cat(parts, dim=-1)
 
     def patch_tokens(self, images: Tensor) -> Tensor:
