@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from baseline import Baseline, Settings
 
-from msn.build import Parts, build_parts
+from msn.build import Parts, build_parts, share_out
 from msn.config import Config, load_config
 from msn.data.batch import Views
 from msn.pretrain import train_step
@@ -36,7 +36,7 @@ def recipe(images: int) -> Config:
 
 def random_views(config: Config) -> Views:
     """One batch of uint8 noise, of the sizes and numbers of the config."""
-    data, images = config.data, config.criterion.batch_size
+    data, images = config.data, share_out(config, 1).own
     generator = torch.Generator().manual_seed(0)
 
     def pixels(*views: int, size: int) -> torch.Tensor:

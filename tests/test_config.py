@@ -71,7 +71,12 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 
 # Keys of ours, with the constants of the official code as defaults.
 NEW_KEYS: dict[str, dict[str, Any]] = {
-    "criterion": {"sinkhorn_iterations": 3, "prior": "uniform", "freeze_proto": False},
+    "criterion": {
+        "global_batch_size": None,
+        "sinkhorn_iterations": 3,
+        "prior": "uniform",
+        "freeze_proto": False,
+    },
     "data": {
         "source": "folder",
         "mask_scope": "batch",
@@ -347,7 +352,7 @@ CONFIG = st.fixed_dictionaries(
                 "mean": st.none() | st.just([0.5, 0.5, 0.5]),
                 "std": st.none() | st.lists(POSITIVE, min_size=3, max_size=3),
                 "flip": FRACTION,
-                "mask_scope": st.sampled_from(["batch", "image"]),
+                "mask_scope": st.sampled_from(["batch", "global", "image"]),
                 "rand_size": st.integers(48, 1000),
             },
         ),

@@ -24,7 +24,7 @@ FLOORS = {
     " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
     " msn.sections.meta msn.sections.optimization"
     " msn.data.batch msn.distributed msn.errors msn.files msn.keyed msn.losses msn.models.masking"
-    " msn.schedules",
+    " msn.schedules msn.models.batch_norm",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
@@ -50,6 +50,8 @@ SIBLINGS = {
     ("msn.configfile", "msn.errors"): "so is a bad file",
     ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
+    ("msn.losses", "msn.distributed"): "targets and mean assignment are those of all processes",
+    ("msn.models.batch_norm", "msn.distributed"): "so are the statistics",
     ("msn.files", "msn.errors"): "so is a folder that cannot be written",
     ("msn.plan", "msn.build"): "the parts that a run would have",
     ("msn.pretrain", "msn.build"): "the parts that the loop drives",

@@ -1,18 +1,18 @@
 """From a config to the parts of a run. Nothing is read but the list of images, nothing written."""
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from msn import checkpoint
+from msn import checkpoint, distributed
 from msn.config import Config, PowerLaw
 from msn.data.sources import Source, open_source
 from msn.data.views import ViewSpec
-from msn.distributed import require_single_process
 from msn.errors import UserError
 from msn.keyed import Stream, seed64
 from msn.losses import log_prior
@@ -35,11 +35,42 @@ class Schedules:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """How the images of a step are shared out.
+
+    Attributes:
+        micro: images that a process encodes at once.
+        accumulate: micro-batches of a process, one after another.
+        processes: world size.
+    """
+
+    micro: int
+    accumulate: int
+    processes: int
+
+    @property
+    def own(self) -> int:
+        """Images of one process."""
+        return self.micro * self.accumulate
+
+    @property
+    def total(self) -> int:
+        """Images of a step: the global batch."""
+        return self.own * self.processes
+
+    def __str__(self) -> str:
+        processes = f"{self.processes} process{'es' * (self.processes > 1)}"
+        return f"{self.total} = {self.micro} x {self.accumulate} micro-batches x {processes}"
+
+
+@dataclass(frozen=True)
 class Parts:
     """All that a training step needs, in one place.
 
     Attributes:
         model: the method, on the device.
+        replica: what computes the losses: the model, in `DistributedDataParallel` if there are
+            several processes.
         optimizer: over the model's trainable parameters.
         schedules: functions of the step.
         guard: notes the first step that was not finite.
@@ -50,11 +81,13 @@ class Parts:
         bf16: whether the encoders compute under bfloat16 autocast.
         clip_grad: largest gradient norm of the anchor, None for no limit.
         seed: of every draw.
+        batch: how the images of a step are shared out.
         steps_per_epoch: whole batches in the training images.
         total_steps: length of the run.
     """
 
     model: MSN
+    replica: nn.Module
     optimizer: torch.optim.Optimizer
     schedules: Schedules
     guard: FiniteGuard
@@ -66,8 +99,27 @@ class Parts:
     bf16: bool
     clip_grad: float | None
     seed: int
+    batch: Batch
     steps_per_epoch: int
     total_steps: int
+
+    def replicated(self) -> "Parts":
+        """The parts with the model replicated over all processes, if there are several.
+
+        Every process then has the weights of rank 0, and gradients are averaged while the backward
+        pass is under way. The target has no gradients, so nothing is exchanged for it.
+        """
+        if self.batch.processes == 1:
+            return self
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.8
+            replica = nn.parallel.DistributedDataParallel(
+                self.model,
+                static_graph=True,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # computed from the global batch, they are equal
+            )
+        return replace(self, replica=replica)
 
     def load_weights(self, found: checkpoint.Found) -> None:
         """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
@@ -97,9 +149,11 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     Raises:
         UserError: a folder or file that the config names is missing or wrong.
     """
-    require_single_process()
+    if distributed.world_size() == 1:
+        distributed.require_single_process()
     source = open_images(config.data, "train")
-    steps = steps_per_epoch(config, len(source))
+    batch = share_out(config, distributed.world_size())
+    steps = steps_per_epoch(batch, len(source))
     schedules = build_schedules(config, steps)
     model = build_model(config, schedules, source.channels).to(device)
     bf16 = use_bf16(config.meta.precision, device)
@@ -107,6 +161,7 @@ def build_parts(config: Config, device: torch.device) -> Parts:
         encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
     return Parts(
         model=model,
+        replica=model,
         optimizer=build_optimizer(parameter_groups(model.anchor, model.prototypes)),
         schedules=schedules,
         guard=FiniteGuard(device),
@@ -118,24 +173,44 @@ def build_parts(config: Config, device: torch.device) -> Parts:
         bf16=bf16,
         clip_grad=config.optimization.clip_grad,
         seed=config.meta.seed,
+        batch=batch,
         steps_per_epoch=steps,
         total_steps=steps * config.optimization.epochs,
     )
 
 
-def steps_per_epoch(config: Config, images: int) -> int:
+def share_out(config: Config, processes: int) -> Batch:
+    """How so many processes share the images of a step.
+
+    Raises:
+        UserError: the global batch that is asked for cannot be shared out evenly.
+    """
+    accumulate, whole = config.optimization.accumulate, config.criterion.global_batch_size
+    if whole is None:
+        assert config.criterion.batch_size
+        return Batch(config.criterion.batch_size, accumulate, processes)
+    micro, rest = divmod(whole, accumulate * processes)
+    if rest:
+        raise UserError(
+            f"criterion.global_batch_size {whole} does not share out evenly over {processes}"
+            f" processes x {accumulate} micro-batches; make it a multiple of"
+            f" {accumulate * processes}, or change optimization.accumulate"
+        )
+    return Batch(micro, accumulate, processes)
+
+
+def steps_per_epoch(batch: Batch, images: int) -> int:
     """Whole batches in an epoch of so many images.
 
     Raises:
         UserError: there are fewer images than one batch takes.
     """
-    batch_size, parts = config.criterion.batch_size, config.optimization.accumulate
-    if images < batch_size * parts:
+    if images < batch.total:
         raise UserError(
-            f"criterion.batch_size {batch_size} times optimization.accumulate {parts} is more than"
-            f" the {images} training images; lower either"
+            f"the batch of {batch} (criterion.batch_size, optimization.accumulate) is more than the"
+            f" {images} training images; lower either"
         )
-    return images // (batch_size * parts)
+    return images // batch.total
 
 
 def open_images(data: Images, split: str) -> Source:

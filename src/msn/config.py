@@ -106,9 +106,10 @@ class Config(ConfigFile):
             most = math.floor(100 * (1 - 1 / patches)) / 100
             rule = f"{data.patch_drop} keeps 0 of the {patches} patches of a random view"
             yield "data.patch_drop", f"{rule}; use at most {most:g}"
-        if meta.use_bn and self.criterion.batch_size == 1:
-            rule = "1 gives the head's BatchNorm a single target view"
-            yield "criterion.batch_size", f"{rule}; use at least 2, or meta.use_bn: false"
+        for batch in ("batch_size", "global_batch_size"):
+            if meta.use_bn and getattr(self.criterion, batch) == 1:
+                rule = "1 gives the head's BatchNorm a single target view"
+                yield f"criterion.{batch}", f"{rule}; use at least 2, or meta.use_bn: false"
         probe = self.logging.probe
         if probe and probe.source == "folder" and not (probe.root_path or data.root_path):
             rule = "the folder source needs it"

@@ -6,6 +6,9 @@ view-major: all images of view 1, then all images of view 2, and so on.
 Working with log-probabilities keeps values and gradients finite where `log(p ** -t)` is not:
 a prototype opposite to a view has a probability that underflows, but a log-probability that does
 not. Callers pass fp32 (or fp64) tensors.
+
+With several processes B is each one's share of the images. Targets and mean assignment are those of
+all images, and the mean over the processes of each loss is that of all images, gradients included.
 """
 
 import math
@@ -14,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from msn import distributed
 
 
 class MSNLosses(NamedTuple):
@@ -78,10 +83,11 @@ def log_sinkhorn(log_p: Tensor, iterations: int) -> Tensor:
 
     Equals: `q = p / p.sum()`, then `iterations` times: every column (prototype) scaled to total
     1 / K, every row (image) scaled to total 1 / B; at last every row scaled to total 1.
-    The constant factors 1/K and 1/B cancel in the last scaling and are left out.
+    Columns run over the images of all processes. Constant factors, such as 1/K and 1/B, cancel in
+    the last scaling and are left out.
     """
     for _ in range(iterations):
-        log_p = log_p - torch.logsumexp(log_p, dim=0, keepdim=True)
+        log_p = log_p - distributed.log_mean_exp(torch.logsumexp(log_p, dim=0, keepdim=True))
         log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
     return log_p
 
@@ -106,8 +112,8 @@ def kl_to_prior(log_mean: Tensor, log_prior: Tensor) -> Tensor:
 
 
 def log_mean(log_p: Tensor) -> Tensor:
-    """Log of the mean over rows of (N, K) log-probabilities, shape (K,)."""
-    return torch.logsumexp(log_p, dim=0) - math.log(len(log_p))
+    """Log of the mean over the rows of all processes of (N, K) log-probabilities, shape (K,)."""
+    return distributed.log_mean_exp(torch.logsumexp(log_p, dim=0) - math.log(len(log_p)))
 
 
 def mean_entropy(log_p: Tensor) -> Tensor:

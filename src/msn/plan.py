@@ -3,7 +3,15 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from msn.build import Schedules, build_anchor, build_schedules, open_images, use_bf16
+from msn.build import (
+    Batch,
+    Schedules,
+    build_anchor,
+    build_schedules,
+    open_images,
+    share_out,
+    use_bf16,
+)
 from msn.build import steps_per_epoch as whole_batches
 from msn.config import Config
 from msn.models.encoder import VisionTransformer
@@ -12,22 +20,23 @@ from msn.models.masking import kept_patches
 Line = tuple[str, str]
 
 
-def describe(config: Config, device: torch.device) -> str:
+def describe(config: Config, device: torch.device, processes: int = 1) -> str:
     """The plan as text, one fact a line. Reads the list of images, builds no real weights.
 
     Raises:
         UserError: the images that the config names are not there.
     """
     source = open_images(config.data, "train")
-    steps = whole_batches(config, len(source))
+    batch = share_out(config, processes)
+    steps = whole_batches(batch, len(source))
     with torch.device("meta"):
         anchor = build_anchor(config, config.data.channels or source.channels)
     lines = [
         *views_lines(config, anchor),
         *parameter_lines(config, anchor),
-        *step_lines(config, len(source), steps),
+        *step_lines(batch, config.optimization.epochs, len(source), steps),
         *schedule_lines(build_schedules(config, steps), config, steps),
-        *cost_lines(config, anchor, steps, bf16=use_bf16(config.meta.precision, device)),
+        *cost_lines(config, anchor, batch, steps, bf16=use_bf16(config.meta.precision, device)),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name.ljust(width)}  {fact}" for name, fact in lines)
@@ -59,13 +68,11 @@ def parameter_lines(config: Config, anchor: VisionTransformer) -> list[Line]:
     return [("parameters", f"{parts}; trained {trained:,}")]
 
 
-def step_lines(config: Config, images: int, steps: int) -> list[Line]:
+def step_lines(batch: Batch, epochs: int, images: int, steps: int) -> list[Line]:
     """Batch and length of the run."""
-    batch, parts = config.criterion.batch_size, config.optimization.accumulate
-    epochs = config.optimization.epochs
     return [
         ("images", f"{images:,}"),
-        ("global batch", f"{batch * parts} = {batch} x {parts} micro-batches x 1 process"),
+        ("global batch", str(batch)),
         ("steps", f"{steps:,} per epoch x {epochs} epochs = {steps * epochs:,}"),
     ]
 
@@ -85,21 +92,23 @@ def schedule_lines(schedules: Schedules, config: Config, steps: int) -> list[Lin
     ]
 
 
-def cost_lines(config: Config, anchor: VisionTransformer, steps: int, *, bf16: bool) -> list[Line]:
+def cost_lines(
+    config: Config, anchor: VisionTransformer, batch: Batch, steps: int, *, bf16: bool
+) -> list[Line]:
     """Arithmetic and memory: of the encoders, which is nearly all there is."""
-    data, batch = config.data, config.criterion.batch_size
+    data = config.data
     flops = flops_per_image(config, anchor)
-    per_epoch = flops * steps * batch * config.optimization.accumulate
+    per_epoch = flops * steps * batch.total
     tokens = data.rand_views * (
         1 + kept_patches(patches_of(anchor, data.rand_size), data.patch_drop)
     )
     if data.focal_views:
         tokens += data.focal_views * (1 + patches_of(anchor, data.focal_size))
-    memory = batch * activation_bytes(anchor, tokens, bf16=bf16)
+    memory = batch.micro * activation_bytes(anchor, tokens, bf16=bf16)
     precision = "bf16" if bf16 else "fp32"
     return [
         ("FLOPs", f"{flops:.4g} per image, {per_epoch:.4g} per epoch"),
-        ("activations", f"about {memory / 2**30:,.2f} GiB in {precision} for {batch} images"),
+        ("activations", f"about {memory / 2**30:,.2f} GiB in {precision} for {batch.micro} images"),
     ]
 
 

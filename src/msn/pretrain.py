@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn import checkpoint
+from msn import checkpoint, distributed
 from msn.build import Parts, build_parts
 from msn.config import Config
 from msn.data.batch import Views
@@ -34,6 +34,7 @@ class StepResult(NamedTuple):
     """What one training step leaves behind for the run log."""
 
     output: MSNOutput
+    loss: Tensor
     grad_norm: Tensor
 
 
@@ -45,10 +46,10 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     """
     model, optimizer, schedules = parts.model, parts.optimizer, parts.schedules
     # Stochastic depth draws from the global generators: key them, so that a resumed run agrees.
-    torch.manual_seed(seed64(parts.seed, Stream.STEP, step))
+    torch.manual_seed(seed64(parts.seed, Stream.STEP, step, distributed.rank()))
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.bf16):
-        output = model(views, step=step)
+        output = parts.replica(views, step=step)
     set_hyperparameters(
         optimizer,
         learning_rate=schedules.learning_rate(step + 1),
@@ -57,9 +58,10 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     output.total.backward()
     limit = parts.clip_grad if parts.clip_grad is not None else torch.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit)
-    step_unless(optimizer, parts.guard.update(step, output.total, grad_norm))
+    loss = distributed.mean(output.total.detach())
+    step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
     model.after_step(step)
-    return StepResult(output, grad_norm)
+    return StepResult(output, loss, grad_norm)
 
 
 def pretrain(config: Config, device: torch.device) -> None:
@@ -131,7 +133,7 @@ def batches(config: Config, parts: Parts, start: int) -> Iterator[Views]:
     return training_batches(
         parts.source,
         parts.views,
-        batch_size=config.criterion.batch_size * config.optimization.accumulate,
+        batch_size=parts.batch.own,
         steps_per_epoch=parts.steps_per_epoch,
         start_step=start,
         stop_step=parts.total_steps,
@@ -139,6 +141,8 @@ def batches(config: Config, parts: Parts, start: int) -> Iterator[Views]:
         # More workers than cores only get in each other's way; batches are the same for any number.
         num_workers=min(config.data.num_workers, os.cpu_count() or 1),
         pin_memory=config.data.pin_mem and parts.device.type == "cuda",
+        rank=distributed.rank(),
+        world_size=parts.batch.processes,
     )
 
 
@@ -166,7 +170,7 @@ def log_step(
     )
     # Once an epoch, and not while an untrained encoder still looks collapsed.
     if iteration == 0 and epoch >= max(1, config.optimization.warmup):
-        warning = parts.model.verdict(metrics, images=config.criterion.batch_size)
+        warning = parts.model.verdict(metrics, images=parts.batch.total)
         if warning:
             log.say(f"warning: {warning}")
 
@@ -180,7 +184,7 @@ def require_finite(config: Config, parts: Parts, result: StepResult) -> None:
     step = parts.guard.first_bad_step()
     if step is None:
         return
-    what = "the gradient norm" if result.output.total.isfinite() else "the loss"
+    what = "the gradient norm" if result.loss.isfinite() else "the loss"
     latest = checkpoint.latest_path(Path(config.logging.folder), config.logging.write_tag)
     kept = f"{latest} is the last good checkpoint" if latest.exists() else "nothing was saved yet"
     raise RunError(
@@ -199,11 +203,11 @@ def save(config: Config, parts: Parts, result: StepResult, done: int) -> None:
         **parts.model.state(),
         "opt": parts.optimizer.state_dict(),
         "epoch": epochs,
-        "batch_size": config.criterion.batch_size,
-        "world_size": 1,
+        "batch_size": parts.batch.own,
+        "world_size": parts.batch.processes,
         "lr": config.optimization.lr,
         "temperature": config.criterion.temperature,
-        "loss": float(result.output.total.detach()),
+        "loss": float(result.loss),
         "step": done,
         "steps_per_epoch": parts.steps_per_epoch,
         "config": config.model_dump(mode="json"),

@@ -77,7 +77,7 @@ def rebuild(record: Golden, dtype: torch.dtype) -> Parts:
     model.draw_keep = lambda views, step: [keep[step]]  # type: ignore[method-assign]
     parts = build_parts(config, torch.device("cpu"))
     optimizer = build_optimizer(parameter_groups(model.anchor, model.prototypes))
-    return replace(parts, model=model, optimizer=optimizer, schedules=schedules)
+    return replace(parts, model=model, replica=model, optimizer=optimizer, schedules=schedules)
 
 
 def views_of(record: Golden, step: int, dtype: torch.dtype) -> Views:
@@ -104,7 +104,7 @@ def numbers(parts: Parts, step: int, views: Views, seen: dict[str, Tensor]) -> d
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: note(p, name))
         for name, parameter in model.anchor.named_parameters()
     ]
-    output, grad_norm = train_step(parts, views, step)
+    output, _, grad_norm = train_step(parts, views, step)
     for hook in hooks:
         hook.remove()
     targets = output.losses.log_targets.exp()

@@ -64,3 +64,11 @@ def test_select_takes_the_rows_that_are_named() -> None:
     assert torch.equal(shared, tokens[:, [3, 1]])
     own = select(tokens, torch.tensor([[3, 1], [0, 2]]))
     assert torch.equal(own, torch.stack([tokens[0, [3, 1]], tokens[1, [0, 2]]]))
+
+
+def test_image_scope_draws_a_part_of_a_batch_as_in_the_whole() -> None:
+    whole = random_keep(18, 0.5, seed=1, images=8, scope="image")
+    part = random_keep(18, 0.5, seed=1, images=3, first=4, scope="image")
+    assert whole is not None
+    assert part is not None
+    assert torch.equal(part, whole[4:7])

@@ -105,18 +105,14 @@ def test_stochastic_depth_draws_the_same_when_recomputed(tmp_path: Path) -> None
         torch.testing.assert_close(grads[name], grad, msg=name)
 
 
-def test_masks_differ_by_step_and_rank_and_only_random_views_lose_patches(tmp_path: Path) -> None:
+def test_masks_differ_by_step_and_only_random_views_lose_patches(tmp_path: Path) -> None:
     model = tiny_parts(tmp_path, data__focal_size=8).model  # as large as the random view
     views = batches(tiny_parts(tmp_path, data__focal_size=8), 32, 1)[0]
     (first,), (second,) = model.draw_keep(views, 0), model.draw_keep(views, 1)
-    model.rank = 1
-    (elsewhere,) = model.draw_keep(views, 0)
     assert first is not None
     assert second is not None
-    assert elsewhere is not None
     assert len(first) == 12  # floor(16 * .75)
     assert not torch.equal(first, second)
-    assert not torch.equal(first, elsewhere)
     tokens: list[int] = []
     model.anchor.blocks[0].register_forward_pre_hook(
         lambda _, args: tokens.append(args[0].shape[1])

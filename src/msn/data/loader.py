@@ -37,6 +37,8 @@ def training_batches(
     seed: int,
     num_workers: int,
     pin_memory: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[Views]:
     """The batches of steps start_step .. stop_step - 1.
 
@@ -45,24 +47,29 @@ def training_batches(
     read for steps before `start_step`.
 
     Args:
-        batch_size: images per batch.
-        steps_per_epoch: at most len(source) // batch_size.
+        batch_size: images per batch of this process, its share of the global batch.
+        steps_per_epoch: at most len(source) // (batch_size * world_size).
         num_workers: processes that make batches; 0 makes them in this one.
         pin_memory: put batches in page-locked memory (where there is a CUDA device).
+        rank: which of the `world_size` equal shares of the global batch to give.
+        world_size: the global batch is the same for any number of processes.
 
     Raises:
         UserError: there are fewer images than one batch takes, or, while iterating, an image cannot
             be read.
     """
-    if len(source) < batch_size:
+    global_batch = batch_size * world_size
+    if len(source) < global_batch:
         raise UserError(
-            f"criterion.batch_size is {batch_size} but the data set has only {len(source)} images; "
-            "lower it or add images"
+            f"criterion.batch_size is {batch_size} but the data set has only {len(source)} images"
+            f" for {world_size} process{'es' * (world_size > 1)}; lower it or add images"
         )
-    if not 0 < steps_per_epoch <= len(source) // batch_size:
-        raise ValueError(f"{steps_per_epoch} steps of {batch_size} from {len(source)} images")
+    if not 0 < steps_per_epoch <= len(source) // global_batch:
+        raise ValueError(f"{steps_per_epoch} steps of {global_batch} from {len(source)} images")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
     loader: DataLoader[Views | UserError] = DataLoader(
-        _Batches(source, spec, batch_size, steps_per_epoch, seed),
+        _Batches(source, spec, batch_size, steps_per_epoch, seed, rank, world_size),
         batch_size=None,  # an item of the data set is a whole batch
         sampler=range(start_step, stop_step),
         collate_fn=_whole,
@@ -103,17 +110,26 @@ class _Batches(Dataset[Views | UserError]):
     """The batch of each step, as a data set indexed by the step."""
 
     def __init__(
-        self, source: Source, spec: ViewSpec, batch_size: int, steps_per_epoch: int, seed: int
+        self,
+        source: Source,
+        spec: ViewSpec,
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int,
+        rank: int,
+        world_size: int,
     ) -> None:
         self.source = source
         self.spec = spec
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
 
     def __getitem__(self, step: int) -> Views | UserError:
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = step_of_epoch * self.batch_size
+        start = (step_of_epoch * self.world_size + self.rank) * self.batch_size
         samples = []
         for position in range(start, start + self.batch_size):
             index = permuted(position, length=len(self.source), seed=self.seed, epoch=epoch)

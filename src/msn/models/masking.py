@@ -6,10 +6,11 @@ The class token is never among the patches, so it is always kept.
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-MaskScope = Literal["batch", "image"]
+MaskScope = Literal["batch", "global", "image"]
 
 
 def kept_patches(num_patches: int, patch_drop: float) -> int:
@@ -22,7 +23,13 @@ def kept_patches(num_patches: int, patch_drop: float) -> int:
 
 
 def random_keep(
-    num_patches: int, patch_drop: float, *, seed: int, images: int, scope: MaskScope = "batch"
+    num_patches: int,
+    patch_drop: float,
+    *,
+    seed: int,
+    images: int,
+    first: int = 0,
+    scope: MaskScope = "batch",
 ) -> Tensor | None:
     """Draw the patches to keep.
 
@@ -31,19 +38,24 @@ def random_keep(
         patch_drop: share to drop, in [0, 1).
         seed: the draw depends on it and on nothing else.
         images: rows of the batch that the mask is for.
-        scope: "batch" draws one permutation for all rows (official), "image" one for each.
+        first: number of the first of these rows in a larger batch with the same seed; only "image"
+            minds.
+        scope: "image" draws a permutation for each row, the others one for all (official).
 
     Returns:
-        Indices of kept patches, unsorted: (kept,) for "batch", (images, kept) for "image";
+        Indices of kept patches, unsorted: (images, kept) for "image", else (kept,);
         None when nothing is to be dropped.
     """
     if patch_drop == 0:
         return None
     kept = kept_patches(num_patches, patch_drop)
-    draw = torch.Generator().manual_seed(seed)
-    if scope == "batch":
+    if scope != "image":
+        draw = torch.Generator().manual_seed(seed)
         return torch.randperm(num_patches, generator=draw)[:kept]
-    return torch.rand(images, num_patches, generator=draw).argsort(dim=1)[:, :kept]
+    blocks = -(-num_patches // 4)  # of the four numbers that a step of Philox gives
+    bits = np.random.Philox(key=seed).advance(first * blocks)
+    noise = np.random.Generator(bits).random((images, 4 * blocks))[:, :num_patches]
+    return torch.from_numpy(noise.argsort(axis=1)[:, :kept])
 
 
 def select(tokens: Tensor, keep: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from msn import health
+from msn import distributed, health
 from msn.data.batch import Views
 from msn.keyed import Stream, seed64
 from msn.losses import MSNLosses, msn_losses
@@ -53,11 +53,11 @@ class MSN(nn.Module):
         ent_weight: weight of the anchors' entropy.
         label_smoothing: share of each assignment that is spread evenly.
         patch_drop: share of patches that random views lose.
-        mask_scope: one mask for the batch (official) or one for each image.
+        mask_scope: one mask for each process's batch (official), for the batch of all processes,
+            or for each image.
         freeze_prototypes: leave the prototypes as they are drawn.
         accumulate: parts that a batch is encoded in, one after another.
         seed: seed of the masks.
-        rank: number of this process; processes draw different masks.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class MSN(nn.Module):
         freeze_prototypes: bool = False,
         accumulate: int = 1,
         seed: int = 0,
-        rank: int = 0,
     ) -> None:
         super().__init__()
         self.anchor = anchor
@@ -102,7 +101,6 @@ class MSN(nn.Module):
         self.mask_scope: MaskScope = mask_scope
         self.accumulate = accumulate
         self.seed = seed
-        self.rank = rank
 
     def forward(self, views: Views, *, step: int) -> MSNOutput:
         """Losses of one batch of normalised views at a global step.
@@ -146,19 +144,24 @@ class MSN(nn.Module):
 
     @torch.no_grad()
     def metrics(self, output: MSNOutput) -> dict[str, Tensor]:
-        """Scalars of one step for the run log, as tensors on the device."""
-        losses, features = output
-        probabilities = losses.log_targets.exp()
+        """Scalars of one step for the run log, as tensors on the device; of all processes."""
+        losses = output.losses
+        parts = torch.stack(
+            [losses.total, losses.cross_entropy, losses.regulariser, losses.entropy]
+        )
+        total, cross_entropy, regulariser, entropy = distributed.mean(parts)
+        probabilities = distributed.gather(losses.log_targets.exp())
+        features = distributed.gather(output.target_features.float())
         return {
-            "loss": losses.total.detach(),
-            "msn": losses.cross_entropy.detach(),
-            "me_max": losses.regulariser.detach(),
-            "ent": losses.entropy.detach(),
+            "loss": total,
+            "msn": cross_entropy,
+            "me_max": regulariser,
+            "ent": entropy,
             "np": health.prototypes_in_use(probabilities),
             "max_t": probabilities.amax(dim=1).mean(),
             "proto_entropy": health.assignment_entropy(losses.log_mean_assignment.exp()),
-            "feature_std": health.feature_std(features.float()),
-            "rankme": health.rankme(features.float()),
+            "feature_std": health.feature_std(features),
+            "rankme": health.rankme(features),
         }
 
     def verdict(self, metrics: Mapping[str, float], *, images: int) -> str | None:
@@ -183,20 +186,23 @@ class MSN(nn.Module):
         height, width = views.random.shape[-2:]
         rows, columns = self.anchor.patch_embed.grid(height, width)
         count, images = views.random.shape[:2]
+        rank = distributed.rank()
         keep = random_keep(
             rows * columns,
             self.patch_drop,
-            seed=seed64(self.seed, Stream.MASK, step, self.rank),
-            images=count * images,
+            seed=seed64(self.seed, Stream.MASK, step, rank if self.mask_scope == "batch" else 0),
+            images=images * count,
+            first=rank * images * count,
             scope=self.mask_scope,
         )
         if keep is None:
             return [None] * self.accumulate
         keep = keep.to(views.random.device, non_blocking=True)
-        if self.mask_scope == "batch":
+        if self.mask_scope != "image":
             return [keep] * self.accumulate
-        by_view = keep.view(count, images, -1).chunk(self.accumulate, dim=1)
-        return [part.flatten(0, 1) for part in by_view]
+        # Drawn image by image, used view by view.
+        parts = keep.view(images, count, -1).chunk(self.accumulate)
+        return [part.transpose(0, 1).flatten(0, 1) for part in parts]
 
     def _encode_anchors(self, views: Views, keep: Tensor | None) -> Tensor:
         """Anchor features (V, b, out_dim) of one part of the batch: random views, then focal."""

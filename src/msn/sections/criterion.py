@@ -1,8 +1,9 @@
 """Section `criterion`: the loss."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from msn.sections.base import Count, NonEmpty, NonNegative, Positive, Section
 
@@ -34,8 +35,10 @@ Prior = Annotated[
 class Criterion(Section):
     """The loss."""
 
-    batch_size: Count = 64
+    batch_size: Count | None = 64
     """Images per process and micro-batch."""
+    global_batch_size: Count | None = None
+    """Images per step over all processes and micro-batches; replaces batch_size."""
     num_proto: Annotated[int, Field(ge=2, lt=2**31)] = 1024
     """Number of prototypes K."""
     temperature: Positive = 0.1
@@ -62,3 +65,17 @@ class Criterion(Section):
     prior: Prior = "uniform"
     """What the mean assignment is drawn to: uniform (MSN), power_law (exponent 0.25),
     {power_law: EXPONENT}, or the path of a file with num_proto weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _global_batch_replaces_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("global_batch_size"):
+            return {"batch_size": None, **values}
+        return values
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.batch_size and self.global_batch_size:
+            rule = f"{self.batch_size} and criterion.global_batch_size {self.global_batch_size}"
+            yield "batch_size", f"{rule} are both given; set either to null"
+        if not self.batch_size and not self.global_batch_size:
+            yield "batch_size", "is null and there is no criterion.global_batch_size; give either"

@@ -65,8 +65,9 @@ class Data(Images):
     """Smoothing of the prototype labels."""
     patch_drop: BelowOne = 0.15
     """Fraction of patches that each random view loses."""
-    mask_scope: Literal["batch", "image"] = "batch"
-    """One random choice of kept patches for the whole batch (official), or one per image."""
+    mask_scope: Literal["batch", "global", "image"] = "batch"
+    """One random choice of kept patches for each process's batch (official), for the global batch,
+    or for each image. Only with the last two is a run the same on any number of processes."""
     rand_size: Count = 224
     """Side of the target and random views, px."""
     focal_size: Count = 96

@@ -1,0 +1,189 @@
+"""A run means the same on any number of processes: that of the global batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from msn import distributed
+from msn.build import build_parts
+from msn.data.loader import training_batches
+from msn.losses import log_mean, log_sinkhorn
+from msn.models.batch_norm import BatchNorm
+from msn.optim import build_optimizer, parameter_groups
+from msn.pretrain import batches, train_step
+from tests.distributed.processes import run_on
+from tests.experiments import tiny_config
+
+STEPS = 5
+
+
+def train(folder: Path, dtype: torch.dtype, changes: dict[str, Any]) -> dict[str, Any]:
+    """Five steps from the start: weights, running statistics, metrics of each step."""
+    config = tiny_config(
+        folder, criterion__batch_size=None, criterion__global_batch_size=32, **changes
+    )
+    parts = build_parts(config, torch.device("cpu"))
+    parts.model.to(dtype)
+    optimizer = build_optimizer(parameter_groups(parts.model.anchor, parts.model.prototypes))
+    parts = replace(parts, optimizer=optimizer).replicated()
+    metrics, norms = [], []
+    for step, batch in zip(range(STEPS), batches(config, parts, 0), strict=False):
+        views = batch.normalised(parts.mean.to(dtype), parts.std.to(dtype))
+        result = train_step(parts, views, step)
+        metrics.append(torch.stack(list(parts.model.metrics(result.output).values())))
+        norms.append(result.grad_norm)
+    return {
+        "weights": parts.model.state_dict(),
+        "metrics": torch.stack(metrics),
+        "norms": torch.stack(norms),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "scope", "others"),
+    [
+        (torch.float64, 1e-9, "global", (2, 4)),
+        (torch.float64, 1e-9, "image", (2,)),
+        (torch.float32, 1e-5, "global", (2, 4)),
+    ],
+    ids=["f64", "f64-image", "f32"],
+)
+def test_the_same_global_batch_on_1_2_and_4_processes(
+    tmp_path: Path, dtype: torch.dtype, tolerance: float, scope: str, others: tuple[int, ...]
+) -> None:
+    changes = {"data__mask_scope": scope, "data__rand_views": 2}
+    (alone,) = run_on(1, train, tmp_path, dtype, changes)
+    for processes in others:
+        together = run_on(processes, train, tmp_path, dtype, changes)
+        for own in together:
+            assert own["weights"].keys() == alone["weights"].keys()
+            for name, value in alone["weights"].items():
+                if dtype == torch.float32 and has_null_gradient(name):
+                    continue
+                difference = (own["weights"][name] - value).abs().max()
+                assert float(difference) < tolerance, name
+            torch.testing.assert_close(own["metrics"], alone["metrics"], rtol=0, atol=tolerance)
+            torch.testing.assert_close(own["norms"], alone["norms"], rtol=1e-4, atol=0)
+        for own in together[1:]:  # and to the last bit with one another
+            for name, value in together[0]["weights"].items():
+                assert torch.equal(own["weights"][name], value), name
+
+
+def has_null_gradient(name: str) -> bool:
+    """Rounding noise is all the gradient there is: Adam in float32 turns it into real moves."""
+    null = (".qkv.bias", ".norm.bias", "fc.fc1.bias", "fc.fc2.bias", "running_mean")
+    return name.endswith(null)
+
+
+def masks_and_images(folder: Path, scope: str) -> tuple[Tensor, Tensor]:
+    parts = build_parts(
+        tiny_config(folder, criterion__batch_size=8, data__mask_scope=scope), torch.device("cpu")
+    )
+    views = next(batches(tiny_config(folder, criterion__batch_size=8), parts, 0))
+    (keep,) = parts.model.draw_keep(views.normalised(parts.mean, parts.std), step=3)
+    assert keep is not None
+    return keep, views.target
+
+
+def test_by_default_each_process_draws_its_own_masks(tmp_path: Path) -> None:
+    (first, images), (second, others) = run_on(2, masks_and_images, tmp_path, "batch")
+    assert not torch.equal(first, second)
+    assert not torch.equal(images, others)
+    (first, _), (second, _) = run_on(2, masks_and_images, tmp_path, "global")
+    assert torch.equal(first, second)
+
+
+def norm_of(rows: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Output, gradient and buffers of our BatchNorm on this process's share of the rows."""
+    share = rows.chunk(distributed.world_size())[distributed.rank()].clone().requires_grad_()
+    norm = BatchNorm(rows.shape[1]).to(rows.dtype)
+    with torch.no_grad():
+        norm.weight.copy_(weights)
+    output = norm(share)
+    # Weighted by position in the whole batch, so that no two rows are alike.
+    positions = torch.arange(len(rows), dtype=rows.dtype).chunk(distributed.world_size())
+    (output.square() * positions[distributed.rank()][:, None]).sum().backward()
+    assert share.grad is not None
+    assert norm.weight.grad is not None
+    return {
+        "output": output.detach(),
+        "gradient": share.grad,
+        "weight": distributed.mean(norm.weight.grad) * distributed.world_size(),
+        "mean": norm.running_mean,
+        "var": norm.running_var,
+        "count": norm.num_batches_tracked,
+    }
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_batch_norm_is_that_of_all_rows(offset: float) -> None:
+    """Also where the mean is far larger than the spread."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(12, 5, generator=generator, dtype=torch.float64) + offset
+    weights = torch.rand(5, generator=generator, dtype=torch.float64)
+    reference = nn.BatchNorm1d(5).double()
+    with torch.no_grad():
+        reference.weight.copy_(weights)
+    whole = rows.clone().requires_grad_()
+    output = reference(whole)
+    (output.square() * torch.arange(12.0)[:, None]).sum().backward()
+    assert whole.grad is not None
+    assert reference.weight.grad is not None
+    for processes in (1, 3):
+        found = run_on(processes, norm_of, rows, weights)
+
+        def joined(key: str, found: list[dict[str, Tensor]] = found) -> Tensor:
+            return torch.cat([own[key] for own in found])
+
+        torch.testing.assert_close(joined("output"), output.detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(joined("gradient"), whole.grad, rtol=1e-9, atol=1e-8)
+        for own in found:
+            torch.testing.assert_close(own["weight"], reference.weight.grad, rtol=1e-9, atol=1e-8)
+            torch.testing.assert_close(own["mean"], reference.running_mean)
+            torch.testing.assert_close(own["var"], reference.running_var)
+            assert own["count"] == 1
+
+
+def balanced(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    share = log_p.chunk(distributed.world_size())[distributed.rank()]
+    return log_sinkhorn(share, 3), log_mean(share)
+
+
+def test_sinkhorn_and_mean_assignment_stay_finite_where_probabilities_underflow() -> None:
+    log_p = torch.log_softmax(300 * torch.randn(8, 6, generator=torch.Generator()), dim=1)
+    ((alone, alone_mean),) = run_on(1, balanced, log_p)
+    assert alone_mean.min() < -110  # its exponential is zero in float32
+    together = run_on(2, balanced, log_p)
+    for balance in (torch.cat([own for own, _ in together]), *(m[None] for _, m in together)):
+        assert balance.isfinite().all()
+    torch.testing.assert_close(torch.cat([own for own, _ in together]), alone)
+    torch.testing.assert_close(together[0][1], alone_mean)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_of_a_global_batch_are_the_batch(tmp_path: Path, processes: int) -> None:
+    parts = build_parts(tiny_config(tmp_path), torch.device("cpu"))
+
+    def load(rank: int, size: int) -> list[Tensor]:
+        loader = training_batches(
+            parts.source,
+            parts.views,
+            batch_size=32 // size,
+            steps_per_epoch=parts.steps_per_epoch,
+            start_step=parts.steps_per_epoch - 1,
+            stop_step=parts.steps_per_epoch + 1,  # over the end of an epoch
+            seed=0,
+            num_workers=0,
+            pin_memory=False,
+            rank=rank,
+            world_size=size,
+        )
+        return [views.random for views in loader]
+
+    shares = [load(rank, processes) for rank in range(processes)]
+    for step, whole in enumerate(load(0, 1)):
+        assert torch.equal(torch.cat([share[step] for share in shares], dim=1), whole)
