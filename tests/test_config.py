@@ -79,6 +79,8 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
     },
     "data": {
         "source": "folder",
+        "image_list": None,
+        "download": False,
         "mask_scope": "batch",
         "rand_crop_scale": (0.3, 1.0),
         "focal_crop_scale": (0.05, 0.3),
@@ -261,6 +263,8 @@ class TestModels:
         ["meta.load_checkpoint=true"],
         ["criterion.me_max=yes"],
         ["data.mean=[0]", "data.std=[1]"],
+        ["data.source=list", "data.image_list=a.csv", "data.root_path="],
+        ["data.source=cifar10", "data.download=true"],
         ["data.rand_size=3", "data.focal_size=1", "data.patch_drop=0", "meta.model_name=vitc_4gf"],
     ],
 )

@@ -18,15 +18,20 @@ FLOORS = {
     3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot",
     2: "msn.models.msn msn.data.loader msn.features msn.frozen msn.pretrained",
-    1: "msn.models.encoder msn.models.head msn.data.image msn.data.sources msn.data.views msn.optim"
+    1: "msn.models.encoder msn.models.head msn.data.sources"
+    " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
+    " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
+    " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views msn.optim"
     " msn.checkpoint msn.runlog msn.health msn.devices",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
     " msn.sections.meta msn.sections.optimization"
-    " msn.data.batch msn.distributed msn.errors msn.files msn.keyed msn.losses msn.models.masking"
-    " msn.schedules msn.models.batch_norm",
+    " msn.data.batch msn.data.image msn.data.mapped msn.distributed msn.errors msn.files msn.keyed"
+    " msn.losses msn.models.masking msn.schedules msn.models.batch_norm",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
+
+KINDS = [name for name in FLOOR_OF if name.startswith("msn.data.sources.") and "base" not in name]
 
 # Imports within one floor, each with its reason.
 SIBLINGS = {
@@ -42,7 +47,10 @@ SIBLINGS = {
         for name in ("criterion", "data", "logging", "meta", "optimization")
     },
     ("msn.sections.logging", "msn.sections.data"): "the probe reads a source",
-    ("msn.data.sources", "msn.data.image"): "what a source gives",
+    ("msn.data.mapped", "msn.errors"): "a file that was replaced under a run",
+    **{("msn.data.sources", kind): "the kinds of sources" for kind in KINDS},
+    **{(kind, "msn.data.sources.base"): "what they are and have in common" for kind in KINDS},
+    ("msn.data.sources", "msn.data.sources.base"): "what they have in common",
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
@@ -64,7 +72,7 @@ SIBLINGS = {
 }
 
 RANK_VARIABLE = re.compile(r"(LOCAL_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+")
-HEAVY = {"cyanure", "matplotlib", "sklearn", "tensorboard"}  # imported where they are used
+HEAVY = {"cyanure", "datasets", "matplotlib", "sklearn", "tensorboard"}  # imported where used
 
 
 def module_name(path: Path) -> str:

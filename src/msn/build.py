@@ -221,6 +221,8 @@ def open_images(data: Images, split: str) -> Source:
         image_folder=data.image_folder,
         split=split,
         channels=data.channels,
+        image_list=data.image_list,
+        download=data.download,
     )
 
 

@@ -111,4 +111,6 @@ class Probe:
             image_folder=own.image_folder if own.image_folder is not None else data.image_folder,
             split=split,
             channels=self.parts.source.channels,
+            image_list=own.image_list or data.image_list,
+            download=data.download,
         )

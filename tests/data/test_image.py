@@ -1,15 +1,26 @@
 """What an image file becomes, against Pillow; and each kind of bad image, as a file."""
 
 import io
+import os
 import pickle
+import resource
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_sample_images
 
-from msn.data.image import ArrayImage, BadImage, EncodedImage
+from msn.data.image import MAX_PIXELS, ArrayImage, BadImage, EncodedImage, Image
+from msn.data.sources.folder import Folder
 
 PHOTO = load_sample_images().images[0]
 
@@ -89,3 +100,217 @@ def test_arrays_change_channels_as_pillow_does() -> None:
 def test_bad_image_travels_between_processes() -> None:
     bad = pickle.loads(pickle.dumps(BadImage("a.jpg", "0 bytes")))
     assert (bad.name, bad.reason, str(bad)) == ("a.jpg", "0 bytes", "a.jpg: 0 bytes")
+
+
+# --- odd ones: what the reference makes of them, or a reason
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png(width: int, height: int, content: bytes = b"") -> bytes:
+    """An RGB image of any size that its header may claim."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
+    )
+
+
+def with_exif(orientation: int) -> bytes:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(exif=exif)
+
+
+def with_garbage_exif() -> bytes:
+    """A JPEG whose EXIF segment claims what it does not hold."""
+    data = encoded()
+    segment = b"Exif\0\0II*\0\xff\xff\xff\xff" + bytes(range(40))
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+
+
+def palette_with_transparency() -> bytes:
+    stream = io.BytesIO()
+    image = PIL.Image.fromarray(PHOTO).quantize(16)
+    image.save(stream, "PNG", transparency=bytes(range(0, 256, 16)))
+    return stream.getvalue()
+
+
+def animated(format: str) -> bytes:
+    stream = io.BytesIO()
+    frames = [PIL.Image.fromarray(np.roll(PHOTO, 40 * i, axis=1)) for i in range(3)]
+    frames[0].save(stream, format, save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+def sixteen_bits(format: str) -> bytes:
+    stream = io.BytesIO()
+    ramp = np.linspace(0, 65535, 40 * 50).astype(np.uint16).reshape(40, 50)
+    PIL.Image.fromarray(ramp).save(stream, format)
+    return stream.getvalue()
+
+
+ODD = {
+    "turned by EXIF.jpg": with_exif(6),
+    "wrong EXIF.jpg": with_exif(77),
+    "garbage EXIF.jpg": with_garbage_exif(),
+    "CMYK.jpg": encoded(mode="CMYK"),
+    "CMYK.tif": encoded(format="TIFF", mode="CMYK"),
+    "16 bit.png": sixteen_bits("PNG"),
+    "16 bit.tif": sixteen_bits("TIFF"),
+    "palette with transparency.png": palette_with_transparency(),
+    "transparent.webp": encoded(format="WEBP", mode="RGBA"),
+    "animated.webp": animated("WEBP"),
+    "animated.png": animated("PNG"),
+    "an animated GIF.png": animated("GIF"),
+    "several pictures.jpg": animated("MPO"),
+    "1x1.jpg": encoded(PHOTO[:1, :1]),
+    "1x1.png": encoded(PHOTO[:1, :1], "PNG"),
+    "more behind the end.jpg": encoded() + b"something else" * 100,
+    "PNG inside.jpg": encoded(format="PNG"),
+    "float.tif": encoded(format="TIFF", mode="F"),
+    "bilevel.png": encoded(format="PNG", mode="1"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files_are_read_as_the_reference_does(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(ODD[name])
+    image = read(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = reference(ODD[name])
+    assert image.shape == expected.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none of Pillow's warnings comes through
+        found = image.pixels()
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=3)
+    assert ours(ODD[name], 1).shape == (*expected.shape[:2], 1)
+
+
+def read(folder: Path) -> Image:
+    return Folder(folder).read(0).image
+
+
+BOMB = "100 megapixels, limit 89"
+JPEG, WHOLE_PNG = encoded(), encoded(format="PNG")
+BAD = {
+    "empty.jpg": (b"", "0 bytes"),
+    "text.jpg": (b"<html>404</html>", "not an image"),
+    "only a start.jpg": (b"\xff\xd8\xff\xe0 only a start", "truncated"),
+    "cut in half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "cut at the end.jpg": (JPEG[:-2], "truncated"),
+    "cut, with a thumbnail.jpg": (
+        JPEG[:2] + b"\xff\xe5" + struct.pack(">H", 6) + b"\xff\xd9\xff\xd9" + JPEG[2:-99],
+        "truncated",
+    ),
+    "cut and progressive.jpg": (encoded(progressive=True)[:-3000], "truncated"),
+    "cut.png": (WHOLE_PNG[: len(WHOLE_PNG) // 2], "truncated"),
+    "cut.webp": (encoded(format="WEBP")[:-500], "cannot be decoded"),
+    "cut.tif": (encoded(format="TIFF")[:-500], "truncated"),
+    "bomb.png": (png(10_000, 10_000), BOMB),
+    "bomb.jpg": (encoded(np.zeros((8, 8, 3), np.uint8)).replace(
+        struct.pack(">HH", 8, 8), struct.pack(">HH", 10_000, 10_000)), BOMB),
+    "large bomb.png": (png(60_000, 60_000), "over 179 megapixels, limit 89"),
+    "no pixels.png": (png(100, 100), "truncated"),
+    "script.eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_have_a_reason(name: str, tmp_path: Path, capfd: Any) -> None:
+    content, expected = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadImage) as caught:
+        read(tmp_path).pixels()
+    assert caught.value.name == str(tmp_path / name)
+    assert caught.value.reason.startswith(expected), caught.value.reason
+    assert len(caught.value.reason) < 100
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bomb_does_not_go_off(tmp_path: Path) -> None:
+    """The size alone is what refuses it: its pixels would decode."""
+    (tmp_path / "bomb.png").write_bytes(png(10_000, 9_000, bytes(9_000 * 30_001)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadImage, match="90 megapixels, limit 89"):
+        _ = read(tmp_path).shape
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_as_many_pixels_as_allowed_are_read(tmp_path: Path) -> None:
+    height = MAX_PIXELS // 10_000
+    (tmp_path / "large.png").write_bytes(png(10_000, height))
+    assert read(tmp_path).shape == (height, 10_000, 3)
+
+
+def test_files_that_cannot_be_opened_have_a_reason(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(JPEG)
+    source = Folder(tmp_path)
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "b.jpg").unlink()
+    (tmp_path / "b.jpg").mkdir()
+    (tmp_path / "c.jpg").unlink()
+    os.mkfifo(tmp_path / "c.jpg")
+    reasons = []
+    for i in range(3):
+        with pytest.raises(BadImage) as caught:
+            source.read(i)
+        reasons.append(caught.value.reason)
+    assert reasons == ["No such file or directory", "Is a directory", "not a file"]
+
+
+def test_unreadable_permissions_have_a_reason(tmp_path: Path) -> None:
+    """As nobody, since root may read everything."""
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (tmp_path / "a.jpg").chmod(0)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from msn.data.sources.folder import Folder\n"
+        "source = Folder(Path(sys.argv[1]))\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try: source.read(0)\n"
+        "except Exception as error: print(type(error).__name__, error.reason)\n"
+    )
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "BadImage Permission denied\n"
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_damage_never_does_more_than_refuse(data: st.DataObject) -> None:
+    """Wherever a file is cut or changed, it is decoded at the size it says, or refused."""
+    whole = bytearray(data.draw(st.sampled_from(SMALL)))
+    for _ in range(data.draw(st.integers(0, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    image = EncodedImage(bytes(whole[: data.draw(st.integers(0, len(whole)))]), 3, "it")
+    try:
+        height, width, _ = image.shape
+        if height * width < 10**6:
+            assert image.pixels().shape == (height, width, 3)
+    except BadImage:
+        pass
+
+
+SMALL = [
+    encoded(PHOTO[:40, :30], format) for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+]
+
+
+@settings(deadline=None, max_examples=50)
+@given(cut=st.integers(1, 800))
+def test_every_cut_that_pillow_notices_is_noticed(cut: int) -> None:
+    data = SMALL[0][:-cut] if cut < len(SMALL[0]) else b"\xff"
+    try:
+        reference(data)
+    except Exception:
+        reason(data)
+    else:
+        ours(data)

@@ -76,7 +76,7 @@ class ArrayImage:
 
     def __init__(self, array: np.ndarray, channels: int) -> None:
         if array.shape[2] == channels:
-            self._array = np.ascontiguousarray(array)
+            self._array = np.array(array, order="C")  # its own: the source's may be read-only
         elif channels == 3:
             self._array = np.repeat(array, 3, axis=2)
         else:
@@ -173,7 +173,9 @@ def _refuse_bomb(name: str, image: PIL.Image.Image) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, PIL.Image.DecompressionBombError):
         return f"over {2 * MAX_PIXELS / 1e6:.0f} megapixels, limit {MAX_PIXELS / 1e6:.0f}"
-    return "truncated" if "truncated" in str(error) else f"cannot be decoded ({error!r:.60})"
+    if "truncated" in str(error).lower():
+        return "truncated"
+    return f"cannot be decoded ({error!r:.60})"
 
 
 def _reduced(image: PIL.Image.Image, reduction: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict
 
-from msn.sections.base import BelowOne, Count, Positive, Probability, Section, Whole
+from msn.sections.base import BelowOne, Count, NonEmpty, Positive, Probability, Section, Whole
 
 
 def _increasing(scale: tuple[float, float]) -> tuple[float, float]:
@@ -23,18 +23,34 @@ def _one_or_three(channels: int) -> int:
 Area = Annotated[float, Field(gt=0, le=1)]
 CropScale = Annotated[tuple[Area, Area], Strict(False), AfterValidator(_increasing)]
 Channels = Annotated[int, AfterValidator(_one_or_three), Field(json_schema_extra={"enum": [1, 3]})]
-SourceName = Literal["folder", "digits"]
+SourceName = Literal[
+    "folder",
+    "list",
+    "tar",
+    "idx",
+    "cifar10",
+    "cifar100",
+    "stl10",
+    "stl10_unlabeled",
+    "digits",
+    "huggingface",
+]
+DOWNLOADS = ("cifar10", "cifar100", "stl10", "stl10_unlabeled")
 
 
 class Images(Section):
     """Where images come from, and how they are read."""
 
     source: SourceName = "folder"
-    """Where images come from: folder (class folders or flat), or digits (scikit-learn, 8x8 px)."""
+    """Kind of data set: image files, packed files, or a data set with files of its own."""
     root_path: str | None = None
-    """Root folder of the data set; images are in root_path/image_folder/train."""
+    """Root folder of the data set; images are in root_path/image_folder, for folder in /train."""
     image_folder: str = ""
     """Folder below root_path."""
+    image_list: NonEmpty | None = None
+    """Text or CSV file of paths and labels for the list source; {split} becomes train or val."""
+    download: bool = False
+    """Let torchvision download CIFAR or STL-10 to root_path/image_folder when not there."""
     num_workers: Whole = 10
     """Loader processes per training process; 0 loads in the training process."""
     pin_mem: bool = True
@@ -47,8 +63,13 @@ class Images(Section):
     """Standard deviation of each channel; null takes the source's own."""
 
     def _problems(self) -> Iterator[tuple[str, str]]:
-        if self.source == "folder" and not self.root_path:
-            yield "root_path", "the folder source needs it; set it, or use data.source: digits"
+        if self.source not in ("digits", "list") and not self.root_path:
+            rule = f"the {self.source} source needs it; set it, or use data.source: digits"
+            yield "root_path", rule
+        if self.source == "list" and not self.image_list:
+            yield "image_list", "the list source needs it; name a text or CSV file of paths"
+        if self.download and self.source not in DOWNLOADS:
+            yield "download", f"only for {', '.join(DOWNLOADS)}; remove it, and fetch the files"
         for key, stats in (("mean", self.mean), ("std", self.std)):
             allowed = (self.channels,) if self.channels else (1, 3)
             if stats is not None and len(stats) not in allowed:

@@ -25,6 +25,8 @@ class Probe(Section):
     """Its root folder; null takes data.root_path."""
     image_folder: str | None = None
     """Its folder below the root; null takes data.image_folder."""
+    image_list: NonEmpty | None = None
+    """Its list of images; null takes data.image_list."""
     k: Count = 20
     """Neighbours that vote."""
     temperature: Positive = 0.07

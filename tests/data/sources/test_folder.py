@@ -1,16 +1,19 @@
 import os
-import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 from torchvision.datasets import ImageFolder
 
+from msn.data import mapped
 from msn.data.image import BadImage
-from msn.data.sources import Digits, Folder, Source, open_source
+from msn.data.sources import Source, open_source
+from msn.data.sources.folder import Folder
 from msn.errors import UserError
 
 
@@ -20,9 +23,15 @@ def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: int = 
     return path
 
 
-def folder(root: Path, image_folder: str = "", split: str = "train", **more: int) -> Source:
+def folder(
+    root: Path, image_folder: str = "", split: str = "train", channels: int | None = None
+) -> Source:
     return open_source(
-        source="folder", root_path=str(root), image_folder=image_folder, split=split, **more
+        source="folder",
+        root_path=str(root),
+        image_folder=image_folder,
+        split=split,
+        channels=channels,
     )
 
 
@@ -107,8 +116,10 @@ def test_index_follows_python(tmp_path: Path) -> None:
 def test_names_are_kept_compactly(tmp_path: Path) -> None:
     for i in range(300):
         (tmp_path / f"{i:04}.png").touch()
-    per_image = len(pickle.dumps(folder(tmp_path))) / 300
-    assert per_image < len("0000.png") + 8 + 8  # the name, its end, and some slack for the rest
+    source = Folder(tmp_path)
+    arrays = source._index
+    per_image = sum(array.nbytes for name, array in arrays.items() if name[0] != "_") / 300
+    assert per_image < len("0000.png") + 8 + 1  # the name, its end, and what is there once
 
 
 # --- folder: pixels
@@ -213,64 +224,94 @@ def test_vanished_image_names_the_file(tmp_path: Path) -> None:
     assert caught.value.reason == "No such file or directory"
 
 
-def test_unknown_source_and_channels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'data\.source is "cifar"'):
-        open_source(source="cifar", root_path=str(tmp_path), image_folder="", split="train")
-    with pytest.raises(UserError, match=r"data\.channels is 4"):
-        folder(tmp_path, channels=4)
+# --- folder: the index
 
 
-# --- digits
+@pytest.fixture
+def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two classes, and a cache of its own that trusts the clock."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(mapped, "SETTLED_NS", 0)
+    root = tmp_path / "images"
+    for name in ("a/1.png", "b/2.png", "b/deep/er/3.png"):
+        save(root / name)
+    time.sleep(0.02)  # more than a tick of the file system's clock
+    return root
 
 
-def test_digits_are_all_there_once() -> None:
-    train, val = Digits(split="train"), Digits(split="val")
-    assert (len(train), len(val)) == (1297, 500)
-    originals = load_digits()
-    seen = []
-    for source in (train, val):
-        labels = source.labels()
-        for i in range(len(source)):
-            image, label, name = source.read(i)
-            index = int(name.removeprefix("digits/"))
-            expected = np.rint(originals.images[index] * 255 / 16)
-            np.testing.assert_array_equal(image.pixels()[..., 0], expected)
-            assert image.pixels().dtype == np.uint8
-            assert label == labels[i] == originals.target[index]
-            seen.append(index)
-    assert sorted(seen) == list(range(1797))
+def kept(root: Path) -> tuple[int, int]:
+    """The file of the index: another one if it was made again."""
+    [path] = (root.parent / "cache/msn").iterdir()
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
-def test_digits_are_shuffled_the_same_each_time() -> None:
-    first, second = Digits(split="train"), Digits(split="train")
-    assert names(first) == names(second)
-    # A shuffle, not a cut: the file's order has its writers one after the other.
-    held_out = [int(name.removeprefix("digits/")) for name in names(Digits(split="val"))]
-    assert abs(np.mean(held_out) - 898) < 4 * 519 / 500**0.5
-    assert np.bincount(Digits(split="val").labels()).min() > 30
+def test_index_is_kept(settled: Path, tmp_path: Path) -> None:
+    first = names(folder(settled))
+    before = kept(settled)
+    (settled / "b/2.png").write_bytes(b"other content, same name")
+    assert names(folder(settled)) == first == ["a/1.png", "b/2.png", "b/deep/er/3.png"]
+    assert kept(settled) == before
 
 
-def test_digits_statistics_are_those_of_the_training_split() -> None:
-    source = Digits(split="train")
-    pixels = np.stack([source.read(i).image.pixels() for i in range(len(source))]) / 255
-    assert source.mean == pytest.approx((pixels.mean(),), abs=1e-6)
-    assert source.std == pytest.approx((pixels.std(),), abs=1e-6)
+CHANGES = {
+    "add": lambda root: save(root / "a/9.png"),
+    "add deep down": lambda root: save(root / "b/deep/er/9.png"),
+    "add a class": lambda root: save(root / "c/9.png"),
+    "remove": lambda root: (root / "b/2.png").unlink(),
+    "rename": lambda root: (root / "a/1.png").rename(root / "a/9.png"),
+    "move": lambda root: (root / "a/1.png").rename(root / "b/9.png"),
+    "rename a class": lambda root: (root / "b").rename(root / "c"),
+    "swap the root": lambda root: [root.rename(root.parent / "old"), save(root / "x/1.png")],
+    "add to a folder that had none": lambda root: save(root / "b/deep/9.png"),
+}
 
 
-def test_digits_in_three_channels() -> None:
-    grey = open_source(source="digits", root_path=None, image_folder="", split="val")
-    colour = open_source(source="digits", root_path=None, image_folder="", split="val", channels=3)
-    assert (grey.channels, colour.channels) == (1, 3)
-    assert colour.read(5).image.shape == (8, 8, 3)
-    assert (colour.read(5).image.pixels() == grey.read(5).image.pixels()).all()
-    assert colour.mean == grey.mean * 3
-    assert colour.std == grey.std * 3
+@pytest.mark.parametrize("change", CHANGES)
+def test_index_follows_the_tree(settled: Path, change: str) -> None:
+    before = names(folder(settled))
+    CHANGES[change](settled)
+    after = names(folder(settled))
+    assert after != before
+    on_disk = (path for path in settled.rglob("*.png"))
+    assert sorted(after) == sorted(str(path.relative_to(settled)) for path in on_disk)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_sources_travel_to_workers(tmp_path: Path, channels: int) -> None:
+def test_a_change_while_scanning_is_seen_the_next_time(
+    settled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapped, "SETTLED_NS", 2 * 10**9)
+    save(settled / "a/8.png")
+    assert len(folder(settled)) == 4
+    before = kept(settled)
+    folder(settled)
+    assert kept(settled) != before  # changed so lately, it is not trusted
+
+
+def test_a_link_that_leads_back_ends(tmp_path: Path) -> None:
     save(tmp_path / "a/1.png")
-    for source in (Folder(tmp_path, channels=channels), Digits(split="val", channels=channels)):
-        copy = pickle.loads(pickle.dumps(source))
-        assert (copy.read(0).image.pixels() == source.read(0).image.pixels()).all()
-        assert (copy.channels, copy.mean, copy.std) == (source.channels, source.mean, source.std)
+    (tmp_path / "a/again").symlink_to(tmp_path)
+    (tmp_path / "other").symlink_to(tmp_path / "a")
+    assert names(folder(tmp_path)) == ["a/1.png", "other/1.png"]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).write_bytes(save(tmp_path / "x.png").read_bytes())
+    source = folder(tmp_path)
+    assert names(source) == [name, "x.png"]
+    assert source.read(0).image.shape == (6, 6, 3)
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
+    for i in range(30):
+        save(tmp_path / f"set/{i}/{i}.png")
+    code = f"from msn.data.sources.folder import Folder; Folder({str(tmp_path / 'set')!r})"
+    command = [sys.executable, "-c", code]
+    quiet = subprocess.run(command, capture_output=True, check=True)
+    assert quiet.stdout == quiet.stderr == b""
+    ours, theirs = os.openpty()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TERM": "xterm"}
+    subprocess.run(command, stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    assert b"images" in os.read(ours, 1 << 16)
+    os.close(ours)

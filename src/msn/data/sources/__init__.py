@@ -1,0 +1,63 @@
+"""Where images come from: one interface, an implementation in each module."""
+
+from msn.data.sources.base import SPLITS, Sample, Source, data_folder, split_folder
+from msn.data.sources.digits import Digits
+from msn.data.sources.folder import Folder
+from msn.data.sources.hugging_face import HuggingFace
+from msn.data.sources.idx import open_idx
+from msn.data.sources.image_list import ImageList, list_file, list_root
+from msn.data.sources.shards import Shards, find_shards
+from msn.data.sources.torchvision_sets import open_cifar, open_stl10
+from msn.errors import UserError
+
+__all__ = ["Sample", "Source", "open_source"]
+
+
+def open_source(
+    *,
+    source: str,
+    root_path: str | None,
+    image_folder: str,
+    split: str,
+    channels: int | None = None,
+    image_list: str | None = None,
+    download: bool = False,
+) -> Source:
+    """Open one split of a data set.
+
+    Args:
+        source: which kind of data set, as `data.source` in the config.
+        root_path: folder that holds the data set; "digits" needs none.
+        image_folder: sub-folder of `root_path`, may be empty.
+        split: "train" or "val".
+        channels: 1 (grey) or 3 (RGB); None keeps the source's own number.
+        image_list: the file that the source "list" reads.
+        download: whether torchvision may download what is missing.
+
+    Raises:
+        UserError: something is missing, is not what it should be, or holds no image.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    if channels not in (None, 1, 3):
+        raise UserError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+    if source == "digits":
+        return Digits(split=split, channels=channels or 1)
+    if source == "list":
+        root = list_root(root_path, image_folder)
+        return ImageList(list_file(image_list, split), root, channels=channels or 3)
+    base = data_folder(root_path, image_folder)
+    match source:
+        case "folder":
+            return Folder(split_folder(base, split), channels=channels or 3)
+        case "tar":
+            return Shards(*find_shards(base, split), channels=channels or 3)
+        case "idx":
+            return open_idx(base, split=split, channels=channels)
+        case "cifar10" | "cifar100":
+            return open_cifar(base, source, split=split, channels=channels, download=download)
+        case "stl10" | "stl10_unlabeled":
+            return open_stl10(base, source, split=split, channels=channels, download=download)
+        case "huggingface":
+            return HuggingFace(base, split=split, channels=channels or 3)
+    raise UserError(f'data.source is "{source}": no such source; see configs/schema.json for all')

@@ -1,0 +1,88 @@
+"""A data set of Hugging Face's `datasets` that was saved to disk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msn.data.image import BadImage
+from msn.data.sources.base import EncodedSource, read_file
+from msn.errors import UserError
+
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "test")}
+
+
+class HuggingFace(EncodedSource):
+    """The images of a data set that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
+
+    Images are its first column of type Image, labels its first of type ClassLabel, if any.
+
+    Raises:
+        UserError: `datasets` is not installed, the folder is none of its, or has no such split or
+            no images.
+    """
+
+    def __init__(self, folder: Path, *, split: str, channels: int = 3) -> None:
+        super().__init__(channels)
+        try:
+            import datasets
+        except ImportError as error:
+            raise UserError(
+                "data.source: huggingface needs the package datasets;"
+                " pip install 'msn-pretraining[huggingface]'"
+            ) from error
+        data = _load(folder, split)
+        features = data.features.items()
+        images = [name for name, kind in features if isinstance(kind, datasets.Image)]
+        labels = [name for name, kind in features if isinstance(kind, datasets.ClassLabel)]
+        if not images or not len(data):
+            raise UserError(f"{folder}: its columns {list(data.features)} hold no images")
+        self._column = images[0]
+        self._label_column = labels[0] if labels else None
+        # The files as they are, instead of decoded.
+        self._data = data.cast_column(self._column, datasets.Image(decode=False))
+        self._images = self._data.select_columns(self._column)
+        self._title = f"{folder.name}/{split}"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return f"{self._title}/{index}"
+
+    def label(self, index: int) -> int | None:
+        if self._label_column is None:
+            return None
+        return int(self._data.data.column(self._label_column)[index].as_py())
+
+    def labels(self) -> np.ndarray | None:
+        if self._label_column is None:
+            return None
+        return self._data.data.column(self._label_column).to_numpy().astype(np.int64)
+
+    def encoded(self, index: int) -> bytes:
+        image = self._images[index][self._column]
+        if image is None:
+            raise BadImage(self.name(index), "no image in this row")
+        return image["bytes"] if image["bytes"] is not None else read_file(image["path"])
+
+
+def _load(folder: Path, split: str) -> Any:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: is no data set saved with save_to_disk ({error}); check data.root_path and"
+            " data.image_folder"
+        ) from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    for name in SPLIT_NAMES[split]:
+        if name in loaded:
+            return loaded[name]
+    raise UserError(
+        f'{folder}: has the splits {list(loaded)}, but none for "{split}"'
+        f" (looked for {', '.join(SPLIT_NAMES[split])})"
+    )

@@ -1,0 +1,102 @@
+"""Images in IDX files, as MNIST and Fashion-MNIST come in."""
+
+import gzip
+import io
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from msn.data.mapped import Arrays, Mapped, Watch, cached
+from msn.data.sources.base import ArraySource
+from msn.errors import UserError
+
+HEADER_BYTES = {axes: 4 + 4 * axes for axes in (1, 3)}
+PREFIXES = {"train": "train", "val": "t10k"}
+
+
+def open_idx(folder: Path, *, split: str, channels: int | None) -> ArraySource:
+    """The images of a split, with their labels if there are any.
+
+    Plain files are mapped as they are, gzip files are unpacked into the cache folder once.
+
+    Args:
+        folder: holds `train-images-idx3-ubyte` and the like, plain or `.gz`.
+
+    Raises:
+        UserError: the images are missing, or a file is not what its name says.
+    """
+    prefix = PREFIXES[split]
+    file = _find(folder, f"{prefix}-images", 3)
+    if file is None:
+        raise UserError(
+            f"{folder}: no file {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz here;"
+            " check data.root_path and data.image_folder"
+        )
+    images = _open_images(file)
+    labels = _read_labels(_find(folder, f"{prefix}-labels", 1), len(images["images"]))
+    return ArraySource(images, labels, channels=channels, title=f"{folder.name}/{prefix}")
+
+
+def _find(folder: Path, stem: str, axes: int) -> Path | None:
+    names = [f"{stem}{dash}idx{axes}-ubyte{end}" for dash in "-." for end in ("", ".gz")]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _open_images(file: Path) -> Arrays:
+    """`images`, uint8 (N, H, W, 1)."""
+    if file.suffix == ".gz":
+        return cached(f"idx {file.absolute()}", partial(_unpack, file))
+    with _reading(file) as stream:
+        shape = _shape(file, stream, 3)
+    try:
+        return Mapped(str(file.absolute()), {"images": ("|u1", (*shape, 1), HEADER_BYTES[3])})
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: ends too early; fetch it again") from error
+
+
+def _unpack(file: Path, watch: Watch) -> Arrays:
+    watch(str(file.absolute()))
+    return {"images": _read(file, 3)[..., None]}
+
+
+def _read_labels(file: Path | None, images: int) -> np.ndarray | None:
+    if file is None:
+        return None
+    labels = _read(file, 1)
+    if len(labels) != images:
+        raise UserError(
+            f"{file}: has {len(labels)} labels for {images} images; fetch the files again"
+        )
+    return labels
+
+
+def _read(file: Path, axes: int) -> np.ndarray:
+    with _reading(file) as stream:
+        shape = _shape(file, stream, axes)
+        content = stream.read(math.prod(shape))
+    if len(content) < math.prod(shape):
+        raise UserError(f"{file}: ends too early; fetch it again")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _shape(file: Path, stream: io.BufferedIOBase, axes: int) -> tuple[int, ...]:
+    """What the header says: two zeros, the type (8 is a byte), the number of axes; their sizes."""
+    header = stream.read(HEADER_BYTES[axes])
+    if len(header) < HEADER_BYTES[axes] or header[:4] != bytes([0, 0, 8, axes]):
+        raise UserError(f"{file}: is not an IDX file of {axes} axes of bytes; fetch it again")
+    return struct.unpack(f">{axes}I", header[4:])
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[io.BufferedIOBase]:
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error

@@ -1,0 +1,123 @@
+"""A text file or CSV file that lists image files."""
+
+import csv
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from msn.data.mapped import Arrays, Watch, cached, pack, unpack
+from msn.data.sources.base import EXTENSIONS, EncodedSource, data_folder, file_stamp, read_file
+from msn.errors import UserError
+
+
+class ImageList(EncodedSource):
+    """The images that a file lists, in its order.
+
+    A file `*.csv` has the paths in its column `path` and labels, if any, in its column `label`; one
+    without such a first row has them in its first two columns. Any other file has a path in each
+    line, and may have a label behind it, after a tab or a space. Labels are whole numbers, or names
+    of classes, which are numbered in sorted order.
+
+    Args:
+        file: the list.
+        folder: what paths are relative to; None takes the folder of the list.
+
+    Raises:
+        UserError: the list is missing, empty, no text, or has labels for some of its paths only.
+    """
+
+    def __init__(self, file: Path, folder: Path | None, *, channels: int = 3) -> None:
+        super().__init__(channels)
+        path = os.path.abspath(file)
+        self._folder = os.path.abspath(folder or file.parent)
+        self._index = cached(f"list {path}", partial(_build_index, path))
+
+    def __len__(self) -> int:
+        return len(self._index["path_ends"])
+
+    def name(self, index: int) -> str:
+        return unpack(self._index["paths"], self._index["path_ends"], index)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self._folder, self.name(index))
+
+    def label(self, index: int) -> int | None:
+        return int(self._index["labels"][index]) if len(self._index["labels"]) else None
+
+    def labels(self) -> np.ndarray | None:
+        return self._index["labels"] if len(self._index["labels"]) else None
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self.path(index))
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(self.path(index))
+
+
+def list_file(image_list: str | None, split: str) -> Path:
+    """The list of a split: `{split}` in `image_list` stands for its name."""
+    if not image_list:
+        raise UserError("data.image_list is not set: name the text or CSV file that lists images")
+    file = Path(image_list.replace("{split}", split)).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.image_list: no such file: {file}; create it or correct the path")
+    return file
+
+
+def list_root(root_path: str | None, image_folder: str) -> Path | None:
+    """What the paths of a list are relative to, if the config says so."""
+    return data_folder(root_path, image_folder) if root_path else None
+
+
+def _build_index(path: str, watch: Watch) -> Arrays:
+    """Arrays: `paths` and `path_ends`, packed; `labels` (N,), or (0,) for none."""
+    try:
+        watch(path)
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            lines = _csv_rows(file) if path.lower().endswith(".csv") else map(_split_line, file)
+            rows = [(image, label) for image, label in lines if image]
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a list of images ({error})") from error
+    if not rows:
+        raise UserError(f"{path}: lists no image; write one path in each line")
+    unlabelled = sum(not label for _, label in rows)
+    if 0 < unlabelled < len(rows):
+        first = next(image for image, label in rows if not label)
+        raise UserError(
+            f"{path}: {unlabelled} of {len(rows)} paths have no label, the first is {first};"
+            " label all of them, or none"
+        )
+    paths, path_ends = pack(os.fsencode(image) for image, _ in rows)
+    labels = np.zeros(0, dtype=np.int64) if unlabelled else _numbers([row[1] for row in rows])
+    return {"paths": paths, "path_ends": path_ends, "labels": labels}
+
+
+def _csv_rows(file: Iterator[str]) -> Iterator[tuple[str, str]]:
+    path_column, label_column = 0, 1
+    for i, row in enumerate(csv.reader(file)):
+        cells = [cell.strip() for cell in row]
+        if i == 0 and "path" in cells:
+            path_column = cells.index("path")
+            label_column = cells.index("label") if "label" in cells else len(cells)
+            continue
+        cells += [""] * (1 + max(path_column, label_column) - len(cells))
+        yield cells[path_column], cells[label_column]
+
+
+def _split_line(line: str) -> tuple[str, str]:
+    line = line.strip()
+    if line.lower().endswith(EXTENSIONS):  # spaces, if any, are those of the path
+        return line, ""
+    separator = "\t" if "\t" in line else " "
+    path, _, label = line.rpartition(separator) if separator in line else (line, "", "")
+    return path.strip(), label.strip()
+
+
+def _numbers(labels: list[str]) -> np.ndarray:
+    try:
+        return np.array([int(label) for label in labels], dtype=np.int64)
+    except (ValueError, OverflowError):
+        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
