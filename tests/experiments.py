@@ -67,6 +67,5 @@ def batches(parts: Parts, batch_size: int, count: int) -> list[Views]:
         stop_step=count,
         seed=parts.seed,
         num_workers=0,
-        pin_memory=False,
     )
-    return [batch.normalised(parts.mean, parts.std) for batch in loaded]
+    return [batch.views.normalised(parts.mean, parts.std) for batch in loaded]

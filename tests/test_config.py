@@ -81,6 +81,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "source": "folder",
         "image_list": None,
         "download": False,
+        "max_bad": 0.1,
         "mask_scope": "batch",
         "rand_crop_scale": (0.3, 1.0),
         "focal_crop_scale": (0.05, 0.3),

@@ -218,7 +218,10 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("data.patch_drop=-0.1", "data.patch_drop = -0.1: must be at least 0"),
     ("data.rand_views=0", "data.rand_views = 0: must be at least 1"),
     ("data.focal_views=-1", "data.focal_views = -1: must be at least 0"),
-    ("data.num_workers=-1", "data.num_workers = -1: must be at least 0"),
+    (
+        "data.num_workers=-1",
+        'data.num_workers = -1: must be "auto" or a whole number of at least 0',
+    ),
     ("data.rand_crop_scale=[0, 1]", "data.rand_crop_scale[0] = 0: must be greater than 0"),
     ("data.rand_crop_scale=[.3, 1.1]", "data.rand_crop_scale[1] = 1.1: must be at most 1"),
     ("data.focal_crop_scale=[.3, .1]", "data.focal_crop_scale = [0.3, 0.1]: must be [smallest, "),

@@ -17,11 +17,12 @@ FLOORS = {
     4: "main msn.cli msn.__main__ msn.commands msn.commands.pretrain",
     3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot",
-    2: "msn.models.msn msn.data.loader msn.features msn.frozen msn.pretrained",
+    2: "msn.models.msn msn.data.loader msn.data.prefetch msn.features msn.frozen msn.pretrained",
     1: "msn.models.encoder msn.models.head msn.data.sources"
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views msn.optim"
+    " msn.data.order msn.bad_images"
     " msn.checkpoint msn.runlog msn.health msn.devices",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
@@ -54,6 +55,7 @@ SIBLINGS = {
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
+    ("msn.data.prefetch", "msn.data.loader"): "its batches",
     ("msn.config", "msn.errors"): "a bad config is the user's error",
     ("msn.configfile", "msn.errors"): "so is a bad file",
     ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",

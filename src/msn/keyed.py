@@ -19,6 +19,7 @@ class Stream(IntEnum):
     INIT = 5
     SPLIT = 6
     DRAW = 7
+    REPLACEMENT = 8
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

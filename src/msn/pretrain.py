@@ -5,7 +5,6 @@ The loop knows no method. It drives a model with `forward(views, step)`, `after_
 """
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor
 
 from msn import checkpoint, distributed
+from msn.bad_images import BadImages, bad_images_path
 from msn.build import Parts, build_parts
 from msn.config import Config
 from msn.data.batch import Views
-from msn.data.loader import training_batches
+from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
+from msn.data.prefetch import on_device
 from msn.errors import Interrupted, RunError, UserError
 from msn.files import replacing
 from msn.keyed import Stream, seed64
@@ -86,8 +87,15 @@ def pretrain(config: Config, device: torch.device) -> None:
         total_steps=parts.total_steps,
         tensorboard=config.logging.tensorboard,
     ) as log:
+        bad_images = BadImages(
+            bad_images_path(folder, tag),
+            images=len(parts.source),
+            max_bad=config.data.max_bad,
+            start_step=start,
+            say=log.say,
+        )
         if start < parts.total_steps:
-            train(config, parts, log, probe, start)
+            train(config, parts, log, bad_images, probe, start)
         log.say(
             f"finished: {config.optimization.epochs} epochs, {parts.total_steps} steps;"
             f" weights in {checkpoint.latest_path(folder, tag)}"
@@ -96,15 +104,23 @@ def pretrain(config: Config, device: torch.device) -> None:
         probe.report(folder, tag)
 
 
-def train(config: Config, parts: Parts, log: RunLog, probe: Probe | None, start: int) -> None:
+def train(
+    config: Config,
+    parts: Parts,
+    log: RunLog,
+    bad_images: BadImages,
+    probe: Probe | None,
+    start: int,
+) -> None:
     """The loop, from step `start` to the end."""
     logging, per_epoch = config.logging, parts.steps_per_epoch
     timer = StepTimer()
-    with stop_on_signal() as stop:
-        for step, batch in enumerate(batches(config, parts, start), start):
+    with stop_on_signal() as stop, worker_deaths():
+        for step, (views, bad) in enumerate(batches(config, parts, start), start):
             timer.data_ready()
-            result = train_step(parts, batch.normalised(parts.mean, parts.std), step)
-            timer.step_done(len(batch.target))
+            bad_images.record(step, bad)
+            result = train_step(parts, views.normalised(parts.mean, parts.std), step)
+            timer.step_done(len(views.target))
 
             done, stopping = step + 1, stop.is_set()
             epochs_done = done // per_epoch if done % per_epoch == 0 else 0
@@ -114,7 +130,7 @@ def train(config: Config, parts: Parts, log: RunLog, probe: Probe | None, start:
             if logs or saves or parts.device.type == "cpu":
                 require_finite(config, parts, result)
             if logs:
-                log_step(config, parts, log, timer, result, step)
+                log_step(config, parts, log, timer, result, step, bad_images.count)
             with timer.aside():
                 # The save comes last: what it says is done has been logged.
                 if probe and epochs_done and probe.is_due(epochs_done):
@@ -128,9 +144,9 @@ def train(config: Config, parts: Parts, log: RunLog, probe: Probe | None, start:
                 )
 
 
-def batches(config: Config, parts: Parts, start: int) -> Iterator[Views]:
-    """The batches of all steps from `start` on."""
-    return training_batches(
+def batches(config: Config, parts: Parts, start: int) -> Iterator[Batch]:
+    """The batches of all steps from `start` on, on the device."""
+    loaded = training_batches(
         parts.source,
         parts.views,
         batch_size=parts.batch.own,
@@ -138,16 +154,21 @@ def batches(config: Config, parts: Parts, start: int) -> Iterator[Views]:
         start_step=start,
         stop_step=parts.total_steps,
         seed=parts.seed,
-        # More workers than cores only get in each other's way; batches are the same for any number.
-        num_workers=min(config.data.num_workers, os.cpu_count() or 1),
-        pin_memory=config.data.pin_mem and parts.device.type == "cuda",
+        num_workers=worker_count(config.data.num_workers),
         rank=distributed.rank(),
         world_size=parts.batch.processes,
     )
+    return on_device(loaded, parts.device, pin_memory=config.data.pin_mem)
 
 
 def log_step(
-    config: Config, parts: Parts, log: RunLog, timer: StepTimer, result: StepResult, step: int
+    config: Config,
+    parts: Parts,
+    log: RunLog,
+    timer: StepTimer,
+    result: StepResult,
+    step: int,
+    bad_images: int,
 ) -> None:
     """Read the metrics of a step from the device, write one row, warn of a collapse."""
     metrics = {name: float(value) for name, value in parts.model.metrics(result.output).items()}
@@ -165,6 +186,7 @@ def log_step(
             "grad_norm": float(result.grad_norm),
             "images_per_s": images_per_s,
             "data_wait": data_wait,
+            "bad_images": bad_images,
             **metrics,
         }
     )

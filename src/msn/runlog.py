@@ -17,7 +17,7 @@ from msn.files import replacing, writing
 COLUMNS = (
     *("epoch", "itr", "msn", "me_max", "ent", "time (ms)", "step"),
     *("loss", "grad_norm", "lr", "wd", "momentum", "np", "max_t", "images_per_s", "data_wait"),
-    *("proto_entropy", "feature_std", "rankme"),
+    *("proto_entropy", "feature_std", "rankme", "bad_images"),
 )
 PROBE_COLUMNS = ("epoch", "step", "top1")
 

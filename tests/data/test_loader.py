@@ -2,23 +2,23 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from msn.data import loader
 from msn.data.batch import Views
 from msn.data.image import ArrayImage, BadImage
-from msn.data.loader import permuted, training_batches
+from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
+from msn.data.order import permuted
 from msn.data.sources import Sample
 from msn.data.views import ViewSpec, make_views
-from msn.errors import UserError
+from msn.errors import RunError, UserError
 
 SPEC = ViewSpec(rand_size=8, focal_size=6, rand_views=2, focal_views=3)
 
@@ -28,7 +28,9 @@ class Images:
 
     channels, mean, std = 3, (0.5,) * 3, (0.5,) * 3
 
-    def __init__(self, length: int, log: Path | None = None, broken: int | None = None) -> None:
+    def __init__(
+        self, length: int, log: Path | None = None, broken: Collection[int] = frozenset()
+    ) -> None:
         self.length, self.log, self.broken = length, log, broken
 
     def __len__(self) -> int:
@@ -38,7 +40,7 @@ class Images:
         return None
 
     def read(self, index: int) -> Sample:
-        if index == self.broken:
+        if index in self.broken:
             raise BadImage(self.name(index), "broken")
         if self.log:
             with self.log.open("a") as file:
@@ -53,102 +55,34 @@ class Images:
         return self.name(index)
 
 
-def batches(
+def stream(
     source: Images, start: int, stop: int, *, workers: int = 0, batch_size: int = 4, seed: int = 0
-) -> list[Views]:
-    return list(
-        training_batches(
-            source,
-            SPEC,
-            batch_size=batch_size,
-            steps_per_epoch=len(source) // batch_size,
-            start_step=start,
-            stop_step=stop,
-            seed=seed,
-            num_workers=workers,
-            pin_memory=True,
-        )
+) -> Iterator[Batch]:
+    return training_batches(
+        source,
+        SPEC,
+        batch_size=batch_size,
+        steps_per_epoch=len(source) // batch_size,
+        start_step=start,
+        stop_step=stop,
+        seed=seed,
+        num_workers=workers,
     )
+
+
+def kept(batches: Iterable[Batch]) -> list[Views]:
+    """The views of all batches, outliving their buffers."""
+    return [Views(*(kind.clone() for kind in batch.views)) for batch in batches]
+
+
+def batches(source: Images, start: int, stop: int, **how: int) -> list[Views]:
+    return kept(stream(source, start, stop, **how))
 
 
 def assert_equal(ours: list[Views], theirs: list[Views]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-# --- order
-
-
-@pytest.mark.parametrize("length", range(1, 301))
-def test_permutation_is_one(length: int) -> None:
-    order = [permuted(i, length=length, seed=3, epoch=length) for i in range(length)]
-    assert sorted(order) == list(range(length))
-
-
-@settings(max_examples=20, deadline=None)
-@given(length=st.integers(1, 5000), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10**6))
-def test_permutation_is_one_for_any_key(length: int, seed: int, epoch: int) -> None:
-    order = {permuted(i, length=length, seed=seed, epoch=epoch) for i in range(length)}
-    assert order == set(range(length))
-
-
-def test_permutation_reaches_far() -> None:
-    length = 10**8 + 7
-    where = [permuted(i, length=length, seed=0, epoch=0) for i in range(500)]
-    assert len(set(where)) == 500
-    assert max(where) < length
-    assert np.mean(where) == pytest.approx(length / 2, rel=4.5 / (3 * 500) ** 0.5)
-
-
-@pytest.mark.parametrize("position", [-1, 5])
-def test_position_outside_is_refused(position: int) -> None:
-    with pytest.raises(IndexError):
-        permuted(position, length=5, seed=0, epoch=0)
-
-
-def test_permutation_differs_by_seed_and_epoch() -> None:
-    orders = {
-        tuple(permuted(i, length=50, seed=seed, epoch=epoch) for i in range(50))
-        for seed in range(5)
-        for epoch in range(20)
-    }
-    assert len(orders) == 100
-
-
-@pytest.mark.parametrize(("length", "orders"), [(3, 6), (4, 24), (5, 120)])
-def test_all_orders_are_about_equally_frequent(length: int, orders: int) -> None:
-    draws = 60 * orders
-    counts = Counter(
-        tuple(permuted(i, length=length, seed=1, epoch=epoch) for i in range(length))
-        for epoch in range(draws)
-    )
-    assert len(counts) == orders
-    chi_square = sum((count - 60) ** 2 / 60 for count in counts.values())
-    freedom = orders - 1
-    assert chi_square < freedom + 4.5 * (2 * freedom) ** 0.5 + 10
-
-
-@pytest.mark.parametrize("length", [7, 16, 40])
-def test_every_place_is_about_equally_frequent(length: int) -> None:
-    draws = 2000
-    counts = np.zeros((length, length))
-    for epoch in range(draws):
-        for i in range(length):
-            counts[i, permuted(i, length=length, seed=1, epoch=epoch)] += 1
-    expected = draws / length
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    freedom = (length - 1) ** 2
-    assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5
-
-
-def test_neighbours_part() -> None:
-    """Neighbours in one epoch are no more likely to be neighbours in the order than any two."""
-    length, close = 1000, 0
-    for epoch in range(20):
-        order = [permuted(i, length=length, seed=0, epoch=epoch) for i in range(length)]
-        close += int((np.abs(np.diff(order)) == 1).sum())
-    assert abs(close - 20 * 2) < 5 * 40**0.5
 
 
 # --- batches
@@ -161,7 +95,7 @@ def test_a_batch_is_what_its_step_says() -> None:
     for step, batch in enumerate(made):
         for i in range(batch_size):
             position = (step % 3) * batch_size + i
-            index = permuted(position, length=14, seed=seed, epoch=step // 3)
+            index = int(permuted(np.array(position), length=14, seed=seed, epoch=step // 3))
             image = source.read(index).image.pixels()
             expected = make_views(image, SPEC, seed=seed, epoch=step // 3, sample=index)
             np.testing.assert_array_equal(batch.target[i], expected.target)
@@ -201,7 +135,7 @@ def test_a_later_start_gives_the_tail(start: int, workers: int) -> None:
 def test_nothing_is_read_for_skipped_steps(tmp_path: Path, workers: int) -> None:
     log = tmp_path / "log"
     batches(Images(14, log), 4, 6, workers=workers)
-    expected = [permuted(i, length=14, seed=0, epoch=1) for i in range(4, 12)]
+    expected = permuted(np.arange(4, 12), length=14, seed=0, epoch=1)
     assert sorted(map(int, log.read_text().split())) == sorted(expected)
 
 
@@ -217,60 +151,196 @@ def test_global_generators_are_left_alone() -> None:
     assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]
 
 
-# --- workers
+# --- buffers
+
+
+def test_buffers_are_used_again_but_not_before_the_next_batch_is_asked_for() -> None:
+    """A slow reader, with workers far ahead of it, sees each batch whole."""
+    expected = batches(Images(14), 0, 12)
+    addresses = set()
+    for batch, views in zip(stream(Images(14), 0, 12, workers=2), expected, strict=True):
+        time.sleep(0.02)
+        assert_equal([batch.views], [views])
+        addresses.add(batch.views.target.data_ptr())
+    assert len(addresses) == 2 * loader.PREFETCH + 1
+
+
+def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SHARED_MEMORY", Path("/proc"))  # where nothing is free
+    with pytest.raises(UserError, match=r"data\.num_workers: .* /proc has 0\.0 GiB free"):
+        batches(Images(14), 0, 1, workers=1)
+
+
+# --- bad images
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_bad_images_are_replaced_alike_by_any_number_of_workers(workers: int) -> None:
+    broken = {1, 5, 6, 11}
+    expected = stream(Images(14, broken=broken), 0, 9)
+    found = stream(Images(14, broken=broken), 0, 9, workers=workers)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_equal([ours.views], [theirs.views])
+        assert list(map(str, ours.bad)) == list(map(str, theirs.bad))
+
+
+def test_all_bad_images_are_reported_and_nothing_else_changes() -> None:
+    broken = {0, 3, 8}
+    whole = stream(Images(12), 0, 3)
+    for batch, (views, bad) in zip(whole, stream(Images(12, broken=broken), 0, 3), strict=True):
+        assert batch.bad == ()
+        changed = (batch.views.target != views.target).flatten(1).any(1).sum()
+        first_met = len({error.name for error in bad})
+        assert (changed > 0) == bool(bad)
+        assert changed <= first_met or first_met == 0
+    reported = [
+        error.name for batch in stream(Images(12, broken=broken), 0, 3) for error in batch.bad
+    ]
+    assert set(reported) == {"image 0", "image 3", "image 8"}
+    assert {
+        error.reason for batch in stream(Images(12, broken=broken), 0, 3) for error in batch.bad
+    } == {"broken"}
+
+
+def test_a_replacement_has_views_of_its_own() -> None:
+    """Of one of the good images, but cropped as the bad one would have been."""
+    source = Images(8, broken={2})
+    made = {
+        views.target[i].numpy().tobytes()
+        for views in batches(source, 0, 2, batch_size=4)
+        for i in range(4)
+    }
+    good = [source.read(index).image.pixels() for index in range(8) if index != 2]
+    possible = [make_views(image, SPEC, seed=0, epoch=0, sample=2) for image in good]
+    assert len(made) == 8
+    assert sum(views.target.tobytes() in made for views in possible) == 1
+
+
+def test_replacements_differ_between_epochs() -> None:
+    source = Images(40, broken={7})
+    chosen = set()
+    for epoch in range(5):
+        for batch in stream(source, epoch * 10, epoch * 10 + 10):
+            if batch.bad:
+                chosen.add(_replacement(source, batch, epoch))
+    assert len(chosen) >= 3
+
+
+def _replacement(source: Images, batch: Batch, epoch: int) -> int:
+    """Which good image stands in the place of image 7."""
+    for index in range(40):
+        if index != 7:
+            image = source.read(index).image.pixels()
+            views = make_views(image, SPEC, seed=0, epoch=epoch, sample=7)
+            if any((views.target == target.numpy()).all() for target in batch.views.target):
+                return index
+    raise AssertionError("no image fits")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_worker_arrives_as_it_was(workers: int) -> None:
-    with pytest.raises(UserError) as caught:
-        batches(Images(8, broken=5), 0, 2, workers=workers)
-    assert str(caught.value) == "image 5: broken; replace or remove it"
+def test_a_source_that_is_gone_ends_the_run(workers: int) -> None:
+    with pytest.raises(RunError) as caught:
+        batches(Images(8, broken=range(8)), 0, 2, workers=workers)
+    assert str(caught.value).startswith("21 images in a row are bad: image ")
+    assert len(str(caught.value).splitlines()) == 1
 
 
-def test_batches_before_a_broken_image_are_delivered() -> None:
-    last = permuted(7, length=8, seed=0, epoch=0)  # an image of the second step
-    stream = training_batches(
-        Images(8, broken=last), SPEC, batch_size=4, steps_per_epoch=2, start_step=0, stop_step=2,
-        seed=0, num_workers=1, pin_memory=False,
-    )  # fmt: skip
-    next(stream)
-    with pytest.raises(UserError, match="broken"):
-        next(stream)
+def test_batches_before_the_source_is_gone_are_delivered() -> None:
+    order = permuted(np.arange(8), length=8, seed=0, epoch=0).tolist()
+
+    class Vanishing(Images):
+        def read(self, index: int) -> Sample:
+            if index == order[4]:  # the first of the second step
+                self.broken = range(8)
+            return super().read(index)
+
+    received = stream(Vanishing(8), 0, 2, workers=1)
+    assert next(received).bad == ()
+    with pytest.raises(RunError, match="in a row are bad"):
+        next(received)
 
 
-def test_workers_outlive_an_interrupt() -> None:
-    stream = training_batches(
-        Images(14), SPEC, batch_size=4, steps_per_epoch=3, start_step=0, stop_step=40,
-        seed=0, num_workers=2, pin_memory=False,
-    )  # fmt: skip
-    received = [next(stream)]
+# --- workers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_the_whole_group(number: signal.Signals) -> None:
+    received = stream(Images(14), 0, 40, workers=2)
+    views = kept(islice(received, 2))  # one by each: both are ready
     children = multiprocessing.active_children()
     assert len(children) == 2
     for child in children:
         assert child.pid
-        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, number)
     time.sleep(0.1)
-    received += stream
-    assert_equal(received, batches(Images(14), 0, 40))
+    views += kept(received)
+    assert_equal(views, batches(Images(14), 0, 40))
 
 
 def test_workers_end_when_the_batches_are_dropped() -> None:
-    stream = training_batches(
-        Images(14), SPEC, batch_size=4, steps_per_epoch=3, start_step=0, stop_step=10**6,
-        seed=0, num_workers=2, pin_memory=False,
-    )  # fmt: skip
-    next(stream)
+    received = stream(Images(14), 0, 10**6, workers=2)
+    next(received)
     children = multiprocessing.active_children()
-    del stream
+    del received
     assert len(children) == 2
     assert not any(child.is_alive() for child in children)
+
+
+def kill_one_and_go_on(batches: Iterator[Batch]) -> None:
+    next(batches)
+    victim = multiprocessing.active_children()[0]
+    assert victim.pid
+    os.kill(victim.pid, signal.SIGKILL)
+    for _ in batches:
+        pass
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    received = stream(Images(14), 0, 10**6, workers=2)
+    with (
+        pytest.raises(RunError, match=r"a loader worker \(pid.* was killed") as caught,
+        worker_deaths(),
+    ):
+        kill_one_and_go_on(received)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), worker_deaths():
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "processes", "workers"),
+    [
+        ("auto", 1, 7),
+        ("auto", 2, 3),
+        ("auto", 8, 0),
+        ("auto", 16, 0),
+        (0, 1, 0),
+        (3, 1, 3),
+        (10, 1, 8),
+        (10, 4, 2),
+    ],
+)
+def test_worker_count(
+    monkeypatch: pytest.MonkeyPatch, wanted: int | str, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert worker_count(wanted, processes) == workers
+
+
+def test_auto_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(256)))
+    assert worker_count("auto") == loader.MOST_WORKERS
 
 
 def test_workers_use_no_threads_of_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers: list[int] = []
     monkeypatch.setattr(cv2, "setNumThreads", numbers.append)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    loader._start_worker(0)
+    loader.start_worker(0)
     assert numbers == [0]
 
 
@@ -287,5 +357,5 @@ def test_impossible_steps_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match="steps of 4 from 14"):
         training_batches(
             Images(14), SPEC, batch_size=4, steps_per_epoch=steps, start_step=0, stop_step=1,
-            seed=0, num_workers=0, pin_memory=False,
+            seed=0, num_workers=0,
         )  # fmt: skip

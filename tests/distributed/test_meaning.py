@@ -32,7 +32,7 @@ def train(folder: Path, dtype: torch.dtype, changes: dict[str, Any]) -> dict[str
     parts = replace(parts, optimizer=optimizer).replicated()
     metrics, norms = [], []
     for step, batch in zip(range(STEPS), batches(config, parts, 0), strict=False):
-        views = batch.normalised(parts.mean.to(dtype), parts.std.to(dtype))
+        views = batch.views.normalised(parts.mean.to(dtype), parts.std.to(dtype))
         result = train_step(parts, views, step)
         metrics.append(torch.stack(list(parts.model.metrics(result.output).values())))
         norms.append(result.grad_norm)
@@ -83,7 +83,7 @@ def masks_and_images(folder: Path, scope: str) -> tuple[Tensor, Tensor]:
     parts = build_parts(
         tiny_config(folder, criterion__batch_size=8, data__mask_scope=scope), torch.device("cpu")
     )
-    views = next(batches(tiny_config(folder, criterion__batch_size=8), parts, 0))
+    views = next(batches(tiny_config(folder, criterion__batch_size=8), parts, 0)).views
     (keep,) = parts.model.draw_keep(views.normalised(parts.mean, parts.std), step=3)
     assert keep is not None
     return keep, views.target
@@ -178,11 +178,10 @@ def test_shares_of_a_global_batch_are_the_batch(tmp_path: Path, processes: int) 
             stop_step=parts.steps_per_epoch + 1,  # over the end of an epoch
             seed=0,
             num_workers=0,
-            pin_memory=False,
             rank=rank,
             world_size=size,
         )
-        return [views.random for views in loader]
+        return [batch.views.random.clone() for batch in loader]
 
     shares = [load(rank, processes) for rank in range(processes)]
     for step, whole in enumerate(load(0, 1)):

@@ -1,13 +1,20 @@
-"""The order of the samples, the workers, the batches. Its whole state is two integers.
+"""The workers and the batches. The whole state of the loader is one integer, the step.
 
 A batch is a pure function of (seed, step): how many workers make it, and where a run was started,
-change nothing.
+change nothing. Views are written straight into a ring of shared buffers, allocated once: memory
+neither grows nor has to be mapped again for every batch.
 """
 
+import contextlib
+import os
+import re
+import shutil
 import signal
+from collections import deque
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,13 +24,28 @@ from torch.utils.data import DataLoader, Dataset
 from msn import keyed
 from msn.data.batch import Views
 from msn.data.image import BadImage
+from msn.data.order import permuted
 from msn.data.sources import Source
-from msn.data.views import ViewSpec, make_views
-from msn.errors import UserError
+from msn.data.views import SampleViews, ViewSpec, make_views
+from msn.errors import RunError, UserError
 
-PREFETCH = 4  # batches ready per worker
-ROUNDS = 8  # of the Feistel network; on the tiniest domains fewer leave a visible bias
-_MASK64 = 2**64 - 1
+PREFETCH = 2  # batches ready per worker
+MOST_WORKERS = 32  # that "auto" takes: more hold more batches in memory than they gain
+REPLACEMENTS = 20  # images tried in place of a bad one
+SHARED_MEMORY = Path("/dev/shm")
+_DIED = re.compile(r"DataLoader worker \((pid.*?)\) (?:is killed by signal|exited unexpectedly)")
+
+
+class Batch(NamedTuple):
+    """One batch.
+
+    Attributes:
+        views: in a buffer that is used again: valid until the next batch is asked for.
+        bad: images that could not be read; the views of others stand in their places.
+    """
+
+    views: Views
+    bad: tuple[BadImage, ...]
 
 
 def training_batches(
@@ -36,27 +58,27 @@ def training_batches(
     stop_step: int,
     seed: int,
     num_workers: int,
-    pin_memory: bool,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Views]:
+) -> Iterator[Batch]:
     """The batches of steps start_step .. stop_step - 1.
 
     One loader serves the whole range, so that workers neither stop nor start between epochs. Each
     epoch is a new permutation of the source; what does not fill a batch is left out. Nothing is
     read for steps before `start_step`.
 
+    In place of a bad image come the views of another, chosen by (seed, epoch, image).
+
     Args:
         batch_size: images per batch of this process, its share of the global batch.
         steps_per_epoch: at most len(source) // (batch_size * world_size).
         num_workers: processes that make batches; 0 makes them in this one.
-        pin_memory: put batches in page-locked memory (where there is a CUDA device).
         rank: which of the `world_size` equal shares of the global batch to give.
         world_size: the global batch is the same for any number of processes.
 
     Raises:
-        UserError: there are fewer images than one batch takes, or, while iterating, an image cannot
-            be read.
+        UserError: there are fewer images than one batch takes, or too little shared memory.
+        RunError: while iterating, so many images in a row are bad that the data must be gone.
     """
     global_batch = batch_size * world_size
     if len(source) < global_batch:
@@ -68,52 +90,60 @@ def training_batches(
         raise ValueError(f"{steps_per_epoch} steps of {global_batch} from {len(source)} images")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}")
-    loader: DataLoader[Views | UserError] = DataLoader(
-        _Batches(source, spec, batch_size, steps_per_epoch, seed, rank, world_size),
-        batch_size=None,  # an item of the data set is a whole batch
-        sampler=range(start_step, stop_step),
-        collate_fn=_whole,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCH if num_workers else None,
-        pin_memory=pin_memory and torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else the loader would draw from the global one
+    # One buffer is with the caller while each worker fills, or has filled, its share.
+    ring = _allocate(
+        num_workers * PREFETCH + 1, spec, batch_size, source.channels, shared=num_workers > 0
     )
-    return _raise_errors(loader)
+    batches = _Batches(source, spec, ring, steps_per_epoch, seed, rank, world_size)
+    return _deliver(batches, range(start_step, stop_step), num_workers)
 
 
-def permuted(position: int, *, length: int, seed: int, epoch: int) -> int:
-    """Where `position` goes under a permutation of range(length) keyed by (seed, epoch).
+def worker_count(wanted: int | str, processes: int = 1) -> int:
+    """Workers for one of so many training processes on this machine, never more than its cores.
 
-    A Feistel network permutes the smallest domain of 4**n >= length numbers; numbers outside the
-    range are sent through it again until they fall inside (cycle walking), at most 4 times on
-    average.
+    Args:
+        wanted: a number, or "auto" for the cores that a process has, less one for itself.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = max(1, (cores or 1) // processes)
+    return min(share - 1, MOST_WORKERS) if isinstance(wanted, str) else min(wanted, share)
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Say in one line that a worker was killed, whatever the main process was doing just then.
 
     Raises:
-        IndexError: position is not in range(length).
+        RunError: in place of what torch raises, from a signal handler, at any point.
     """
-    if not 0 <= position < length:
-        raise IndexError(f"position {position} of {length}")
-    half = max(1, ((length - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    keys = _round_keys(seed, epoch)
-    while True:
-        left, right = position >> half, position & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(key ^ right) >> (64 - half))
-        position = left << half | right
-        if position < length:
-            return position
+    try:
+        yield
+    except RuntimeError as error:
+        died = _DIED.search(str(error))
+        if not died:
+            raise
+        raise RunError(
+            f"a loader worker ({died[1]}) was killed, most likely for want of memory;"
+            " lower data.num_workers or criterion.batch_size; the same command goes on from the"
+            " last save"
+        ) from None
 
 
-class _Batches(Dataset[Views | UserError]):
-    """The batch of each step, as a data set indexed by the step."""
+class _Filled(NamedTuple):
+    """What a worker sends: the number of the buffer that it filled."""
+
+    slot: int
+    bad: tuple[BadImage, ...]
+
+
+class _Batches(Dataset[_Filled | UserError]):
+    """The batch of each step, as a data set indexed by (step, buffer to fill)."""
 
     def __init__(
         self,
         source: Source,
         spec: ViewSpec,
-        batch_size: int,
+        ring: Views,
         steps_per_epoch: int,
         seed: int,
         rank: int,
@@ -121,56 +151,112 @@ class _Batches(Dataset[Views | UserError]):
     ) -> None:
         self.source = source
         self.spec = spec
-        self.batch_size = batch_size
+        self.ring = ring
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
 
-    def __getitem__(self, step: int) -> Views | UserError:
+    def __getitem__(self, place: tuple[int, int]) -> _Filled | UserError:
+        step, slot = place
+        target, random, focal = (kind[slot].numpy() for kind in self.ring)
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = (step_of_epoch * self.world_size + self.rank) * self.batch_size
-        samples = []
-        for position in range(start, start + self.batch_size):
-            index = permuted(position, length=len(self.source), seed=self.seed, epoch=epoch)
+        start = (step_of_epoch * self.world_size + self.rank) * len(target)
+        positions = np.arange(start, start + len(target))
+        order = permuted(positions, length=len(self.source), seed=self.seed, epoch=epoch)
+        bad: list[BadImage] = []
+        try:
+            for row, sample in enumerate(order.tolist()):
+                out = SampleViews(target[row], random[:, row], focal[:, row])
+                bad += self._fill(out, epoch, sample)
+        except UserError as error:
+            return error  # raised in a worker, it would arrive with a traceback in its message
+        return _Filled(slot, tuple(bad))
+
+    def _fill(self, out: SampleViews, epoch: int, sample: int) -> list[BadImage]:
+        """Write the views of a sample, or of what replaces it; the bad images met on the way."""
+        bad: list[BadImage] = []
+        for index in self._candidates(epoch, sample):
             try:
-                image = self.source.read(index).image.pixels()
-            except BadImage as bad:
-                # Raised in a worker, it would arrive with a traceback in its message.
-                return UserError(f"{bad}; replace or remove it")
-            samples.append(make_views(image, self.spec, seed=self.seed, epoch=epoch, sample=index))
-        target, random, focal = zip(*samples, strict=True)
-        return Views(
-            torch.from_numpy(np.stack(target)),
-            torch.from_numpy(np.stack(random, axis=1)),
-            torch.from_numpy(np.stack(focal, axis=1)),
+                image = self.source.read(index).image
+                made = make_views(
+                    image.pixels(), self.spec, seed=self.seed, epoch=epoch, sample=sample
+                )
+            except BadImage as error:
+                bad.append(BadImage(error.name, error.reason))  # without its traceback
+            else:
+                for buffer, views in zip(out, made, strict=True):
+                    buffer[...] = views
+                return bad
+        raise RunError(
+            f"{len(bad)} images in a row are bad: {', '.join(map(str, bad[:3]))}, ...; see whether"
+            " the data is still there and readable; the same command goes on from the last save"
         )
 
+    def _candidates(self, epoch: int, sample: int) -> Iterator[int]:
+        yield sample
+        generator = keyed.generator(self.seed, keyed.Stream.REPLACEMENT, epoch, sample)
+        yield from generator.integers(len(self.source), size=REPLACEMENTS).tolist()
 
-def _raise_errors(batches: DataLoader[Views | UserError]) -> Iterator[Views]:
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+
+def _deliver(batches: _Batches, steps: range, num_workers: int) -> Iterator[Batch]:
+    free = deque(range(len(batches.ring.target)))
+    loader: DataLoader[_Filled | UserError] = DataLoader(
+        batches,
+        batch_size=None,  # an item of the data set is a whole batch
+        # Taken from one by one, as the workers get to do: a batch never goes into a full buffer.
+        sampler=((step, free.popleft()) for step in steps),
+        collate_fn=_whole,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers else None,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),  # else the loader would draw from the global one
+    )
+    for filled in loader:
+        if isinstance(filled, UserError):
+            raise filled
+        yield Batch(Views(*(kind[filled.slot] for kind in batches.ring)), filled.bad)
+        free.append(filled.slot)
+
+
+def _allocate(slots: int, spec: ViewSpec, batch_size: int, channels: int, *, shared: bool) -> Views:
+    """Buffers for a number of batches: each kind of views with a leading axis of that length."""
+    large = (spec.rand_size, spec.rand_size, channels)
+    small = (spec.focal_size, spec.focal_size, channels)
+    ring = Views(
+        torch.empty((slots, batch_size, *large), dtype=torch.uint8),
+        torch.empty((slots, spec.rand_views, batch_size, *large), dtype=torch.uint8),
+        torch.empty((slots, spec.focal_views, batch_size, *small), dtype=torch.uint8),
+    )
+    if shared:
+        _require_shared_memory(sum(kind.nbytes for kind in ring))
+        for kind in ring:
+            kind.share_memory_()
+    return ring
+
+
+def _require_shared_memory(needed: int) -> None:
+    """Refuse what would end in a bus error."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    if free < needed:
+        raise UserError(
+            f"data.num_workers: the batches of so many workers take {needed / 2**30:.1f} GiB of"
+            f" shared memory, {SHARED_MEMORY} has {free / 2**30:.1f} GiB free; use fewer workers or"
+            " a smaller criterion.batch_size, or give the container more (docker: --shm-size)"
+        )
 
 
 def _whole(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Set up a loader process."""
     cv2.setNumThreads(0)  # the workers are the parallelism: more threads only contend
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which saves
+    # Ctrl-C and SIGTERM may come to the whole group, but are for the main process, which saves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
 
 
-@lru_cache(maxsize=4)
-def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    generator = keyed.generator(seed, keyed.Stream.ORDER, epoch)
-    return tuple(generator.integers(2**64, size=ROUNDS, dtype=np.uint64).tolist())
-
-
-def _mix(x: int) -> int:
-    """A 64-bit mix in which every input bit moves every output bit (Murmur3's finaliser)."""
-    x = (x ^ x >> 33) * 0xFF51AFD7ED558CCD & _MASK64
-    x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53 & _MASK64
-    return x ^ x >> 33
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # the next comes from the main process, and is meant

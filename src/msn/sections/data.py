@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from msn.sections.base import BelowOne, Count, NonEmpty, Positive, Probability, Section, Whole
 
@@ -20,9 +20,17 @@ def _one_or_three(channels: int) -> int:
     return channels
 
 
+def _number_or_auto(workers: object) -> object:
+    # Said here, as a union would give one error for each of its members.
+    if workers != "auto" and (type(workers) is not int or not 0 <= workers < 2**31):
+        raise ValueError('must be "auto" or a whole number of at least 0')
+    return workers
+
+
 Area = Annotated[float, Field(gt=0, le=1)]
 CropScale = Annotated[tuple[Area, Area], Strict(False), AfterValidator(_increasing)]
 Channels = Annotated[int, AfterValidator(_one_or_three), Field(json_schema_extra={"enum": [1, 3]})]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 SourceName = Literal[
     "folder",
     "list",
@@ -51,8 +59,8 @@ class Images(Section):
     """Text or CSV file of paths and labels for the list source; {split} becomes train or val."""
     download: bool = False
     """Let torchvision download CIFAR or STL-10 to root_path/image_folder when not there."""
-    num_workers: Whole = 10
-    """Loader processes per training process; 0 loads in the training process."""
+    num_workers: Workers = 10
+    """Loader processes per training process, at most its cores; auto is one less, 0 none."""
     pin_mem: bool = True
     """Page-locked host memory for faster copies to the GPU."""
     channels: Channels | None = None
@@ -82,6 +90,9 @@ class Images(Section):
 class Data(Images):
     """The images and their views."""
 
+    max_bad: Probability = 0.1
+    """Share of the images that may be bad: those are replaced by others and listed; more stop the
+    run."""
     label_smoothing: BelowOne = 0.0
     """Smoothing of the prototype labels."""
     patch_drop: BelowOne = 0.15
