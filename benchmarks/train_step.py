@@ -66,7 +66,7 @@ def same_start(parts: Parts) -> Baseline:
 
 def kept_patches(parts: Parts, views: Views, step: int) -> torch.Tensor:
     """The patches that our model keeps at a step, for the baseline to keep the same."""
-    channels_first = Views(*(kind.movedim(-1, -3) for kind in views))
+    channels_first = Views(*(kind.movedim(-1, -3) for kind in views[:3]))
     (keep,) = parts.model.draw_keep(channels_first, step)
     assert keep is not None
     return keep

@@ -89,6 +89,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "color_jitter": 0.8,
         "grayscale": 0.2,
         "blur": 0.5,
+        "augment_on": "cpu",
         "channels": None,
         "mean": None,
         "std": None,

@@ -21,13 +21,13 @@ FLOORS = {
     1: "msn.models.encoder msn.models.head msn.data.sources"
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
-    " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views msn.optim"
-    " msn.data.order msn.bad_images"
-    " msn.checkpoint msn.runlog msn.health msn.devices",
+    " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
+    " msn.data.device_views msn.data.batch msn.data.order msn.optim msn.checkpoint msn.runlog"
+    " msn.health msn.devices msn.bad_images",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
     " msn.sections.meta msn.sections.optimization"
-    " msn.data.batch msn.data.image msn.data.mapped msn.distributed msn.errors msn.files msn.keyed"
+    " msn.data.image msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
     " msn.losses msn.models.masking msn.schedules msn.models.batch_norm",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
@@ -59,6 +59,9 @@ SIBLINGS = {
     ("msn.config", "msn.errors"): "a bad config is the user's error",
     ("msn.configfile", "msn.errors"): "so is a bad file",
     ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",
+    ("msn.data.batch", "msn.data.device_views"): "finishes views that were cropped only",
+    ("msn.data.batch", "msn.data.views"): "the views of one image of the batch",
+    ("msn.data.device_views", "msn.data.views"): "the blur and the grey that both paths compute",
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
     ("msn.losses", "msn.distributed"): "targets and mean assignment are those of all processes",
     ("msn.models.batch_norm", "msn.distributed"): "so are the statistics",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from msn import checkpoint, distributed
 from msn.config import Config, PowerLaw
+from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source
-from msn.data.views import ViewSpec
 from msn.errors import UserError
 from msn.keyed import Stream, seed64
 from msn.losses import log_prior
@@ -241,6 +241,7 @@ def view_spec(config: Config) -> ViewSpec:
         color_jitter_strength=data.color_jitter_strength,
         grayscale=data.grayscale,
         blur=data.blur,
+        augment_on=data.augment_on,
     )
 
 

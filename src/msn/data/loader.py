@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,11 +23,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from msn import keyed
-from msn.data.batch import Views
+from msn.data.batch import Views, allocate
+from msn.data.draws import ViewSpec
 from msn.data.image import BadImage
 from msn.data.order import permuted
 from msn.data.sources import Source
-from msn.data.views import SampleViews, ViewSpec, make_views
+from msn.data.views import SampleViews, make_views
 from msn.errors import RunError, UserError
 
 PREFETCH = 2  # batches ready per worker
@@ -159,15 +161,14 @@ class _Batches(Dataset[_Filled | UserError]):
 
     def __getitem__(self, place: tuple[int, int]) -> _Filled | UserError:
         step, slot = place
-        target, random, focal = (kind[slot].numpy() for kind in self.ring)
+        rows = self.ring.each(itemgetter(slot)).samples()
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = (step_of_epoch * self.world_size + self.rank) * len(target)
-        positions = np.arange(start, start + len(target))
+        start = (step_of_epoch * self.world_size + self.rank) * len(rows)
+        positions = np.arange(start, start + len(rows))
         order = permuted(positions, length=len(self.source), seed=self.seed, epoch=epoch)
         bad: list[BadImage] = []
         try:
-            for row, sample in enumerate(order.tolist()):
-                out = SampleViews(target[row], random[:, row], focal[:, row])
+            for out, sample in zip(rows, order.tolist(), strict=True):
                 bad += self._fill(out, epoch, sample)
         except UserError as error:
             return error  # raised in a worker, it would arrive with a traceback in its message
@@ -179,14 +180,10 @@ class _Batches(Dataset[_Filled | UserError]):
         for index in self._candidates(epoch, sample):
             try:
                 image = self.source.read(index).image
-                made = make_views(
-                    image.pixels(), self.spec, seed=self.seed, epoch=epoch, sample=sample
-                )
+                make_views(image, self.spec, seed=self.seed, epoch=epoch, sample=sample, out=out)
             except BadImage as error:
                 bad.append(BadImage(error.name, error.reason))  # without its traceback
             else:
-                for buffer, views in zip(out, made, strict=True):
-                    buffer[...] = views
                 return bad
         raise RunError(
             f"{len(bad)} images in a row are bad: {', '.join(map(str, bad[:3]))}, ...; see whether"
@@ -215,23 +212,16 @@ def _deliver(batches: _Batches, steps: range, num_workers: int) -> Iterator[Batc
     for filled in loader:
         if isinstance(filled, UserError):
             raise filled
-        yield Batch(Views(*(kind[filled.slot] for kind in batches.ring)), filled.bad)
+        yield Batch(batches.ring.each(itemgetter(filled.slot)), filled.bad)
         free.append(filled.slot)
 
 
 def _allocate(slots: int, spec: ViewSpec, batch_size: int, channels: int, *, shared: bool) -> Views:
     """Buffers for a number of batches: each kind of views with a leading axis of that length."""
-    large = (spec.rand_size, spec.rand_size, channels)
-    small = (spec.focal_size, spec.focal_size, channels)
-    ring = Views(
-        torch.empty((slots, batch_size, *large), dtype=torch.uint8),
-        torch.empty((slots, spec.rand_views, batch_size, *large), dtype=torch.uint8),
-        torch.empty((slots, spec.focal_views, batch_size, *small), dtype=torch.uint8),
-    )
+    ring = allocate(spec, batch_size, channels, slots)
     if shared:
-        _require_shared_memory(sum(kind.nbytes for kind in ring))
-        for kind in ring:
-            kind.share_memory_()
+        _require_shared_memory(sum(kind.nbytes for kind in ring if kind is not None))
+        ring.each(torch.Tensor.share_memory_)
     return ring
 
 

@@ -122,3 +122,5 @@ class Data(Images):
     """Probability of dropping the colour; 0 switches it off."""
     blur: Probability = 0.5
     """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Where flips, colours and blur are computed; crops are always made on the CPU."""
