@@ -76,7 +76,7 @@ def kept_patches(parts: Parts, views: Views, step: int) -> torch.Tensor:
 def fp32_losses(parts: Parts, baseline: Baseline, views: Views) -> tuple[float, float]:
     """The loss of the baseline and ours, on the same weights, views and patches."""
     ours = parts.model(views.normalised(parts.mean, parts.std), step=0).total
-    return baseline.loss(*views, kept_patches(parts, views, 0)).item(), ours.item()
+    return baseline.loss(*views[:3], kept_patches(parts, views, 0)).item(), ours.item()
 
 
 def take_turns(steps: Sequence[Callable[[int], object]], rounds: int) -> list[list[float]]:
@@ -120,7 +120,7 @@ def main() -> int:
 
     def baseline_step(step: int) -> None:
         keep = kept_patches(parts, views, step)
-        baseline.step(*views, keep, parts.schedules.momentum(step))
+        baseline.step(*views[:3], keep, parts.schedules.momentum(step))
 
     def our_step(step: int) -> None:
         train_step(parts, views.normalised(parts.mean, parts.std), step)

@@ -186,7 +186,7 @@ def test_as_often_as_asked_for(name: str, p: float) -> None:
     for augment_on in ("cpu", "device"):
         seen = []
         for spec in (plain, replace(plain, **change)):
-            views = allocate(replace(spec, augment_on=augment_on), count, 3)  # type: ignore[arg-type]
+            views = allocate(replace(spec, augment_on=augment_on), count, 3)
             for i, out in enumerate(views.samples()):
                 make_views(image, spec, seed=0, epoch=0, sample=i, out=out)
             seen.append(views.normalised(torch.zeros(3), torch.ones(3)).target)
