@@ -18,7 +18,7 @@ from msn.data.image import ArrayImage, BadImage
 from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
 from msn.data.order import permuted
 from msn.data.sources import Sample
-from msn.data.views import make_views
+from msn.data.views import SampleViews, make_views
 from msn.errors import RunError, UserError
 
 SPEC = ViewSpec(rand_size=8, focal_size=6, rand_views=2, focal_views=3)
@@ -71,6 +71,14 @@ def stream(
     )
 
 
+def views_of(source: Images, index: int, *, seed: int, epoch: int, sample: int) -> SampleViews:
+    """The views of one image, as those of `sample`."""
+    (out,) = allocate(SPEC, 1, 3).samples()
+    image = source.read(index).image
+    make_views(image, SPEC, seed=seed, epoch=epoch, sample=sample, out=out)
+    return out
+
+
 def kept(batches: Iterable[Batch]) -> list[Views]:
     """The views of all batches, outliving their buffers."""
     return [batch.views.each(torch.clone) for batch in batches]
@@ -97,9 +105,7 @@ def test_a_batch_is_what_its_step_says() -> None:
         for i in range(batch_size):
             position = (step % 3) * batch_size + i
             index = int(permuted(np.array(position), length=14, seed=seed, epoch=step // 3))
-            (expected,) = allocate(SPEC, 1, 3).samples()
-            image = source.read(index).image
-            make_views(image, SPEC, seed=seed, epoch=step // 3, sample=index, out=expected)
+            expected = views_of(source, index, seed=seed, epoch=step // 3, sample=index)
             np.testing.assert_array_equal(batch.target[i], expected.target)
             np.testing.assert_array_equal(batch.random[:, i], expected.random)
             np.testing.assert_array_equal(batch.focal[:, i], expected.focal)
@@ -213,8 +219,8 @@ def test_a_replacement_has_views_of_its_own() -> None:
         for views in batches(source, 0, 2, batch_size=4)
         for i in range(4)
     }
-    good = [source.read(index).image.pixels() for index in range(8) if index != 2]
-    possible = [make_views(image, SPEC, seed=0, epoch=0, sample=2) for image in good]
+    good = [index for index in range(8) if index != 2]
+    possible = [views_of(source, index, seed=0, epoch=0, sample=2) for index in good]
     assert len(made) == 8
     assert sum(views.target.tobytes() in made for views in possible) == 1
 
@@ -233,8 +239,7 @@ def _replacement(source: Images, batch: Batch, epoch: int) -> int:
     """Which good image stands in the place of image 7."""
     for index in range(40):
         if index != 7:
-            image = source.read(index).image.pixels()
-            views = make_views(image, SPEC, seed=0, epoch=epoch, sample=7)
+            views = views_of(source, index, seed=0, epoch=epoch, sample=7)
             if any((views.target == target.numpy()).all() for target in batch.views.target):
                 return index
     raise AssertionError("no image fits")
