@@ -81,6 +81,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "source": "folder",
         "image_list": None,
         "download": False,
+        "scratch": None,
         "max_bad": 0.1,
         "mask_scope": "batch",
         "rand_crop_scale": (0.3, 1.0),
@@ -298,7 +299,10 @@ def test_patch_drop_must_leave_a_patch(patches: int, drop: float) -> None:
         (["meta.bottleneck=1"], "without effect, as in the official code: meta.bottleneck"),
         (["meta.two_layer=true"], "without effect, as in the official code: meta.two_layer"),
         (["meta.use_fp16=true"], "meta.use_fp16 is true but has no effect; use meta.precision"),
-        (["meta.copy_data=true"], "meta.copy_data is true but not available yet"),
+        (
+            ["meta.copy_data=true", "data.source=digits", "data.root_path=null"],
+            "meta.copy_data has no eff",
+        ),
         (["meta.read_checkpoint=a"], "meta.read_checkpoint has no effect while"),
         (["criterion.use_ent=true"], "criterion.use_ent has no effect on the loss"),
         (["criterion.ent_weight=1"], "criterion.ent_weight has no effect"),
@@ -318,7 +322,7 @@ def test_notice(write: Any, overrides: list[str], notice: str) -> None:
     "overrides",
     [
         [],
-        ["meta.copy_data=false"],
+        ["meta.copy_data=true"],
         ["meta.load_checkpoint=true", "meta.read_checkpoint=a"],
         ["criterion.prior=power_law", "criterion.use_sinkhorn=false"],
         ["meta.model_name=deit_large_p7", "data.focal_views=0"],
@@ -411,6 +415,6 @@ def test_dump_is_read_back(values: dict[str, Any], tmp_path: Path) -> None:
 
 def test_dump_has_every_key_that_has_an_effect() -> None:
     dumped = yaml.safe_load(built().dump_yaml())
-    idle = {"bottleneck", "two_layer", "use_pred_head", "use_fp16", "copy_data"}
+    idle = {"bottleneck", "two_layer", "use_pred_head", "use_fp16"}
     for name, keys in dumped.items():
         assert set(keys) == (set(OFFICIAL[name]) | set(NEW_KEYS[name])) - idle

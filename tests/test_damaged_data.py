@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,21 @@ def test_too_many_bad_images_stop_the_run_with_a_list(
     assert str(bad_images_path(tmp_path / "run", "tiny")) in error
     assert listed(tmp_path / "run")[0]["name"] in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_run_on_a_local_copy_is_the_same(photos: Path, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "photos"), "tar", photos)
+    changes = on_photos(photos, criterion__batch_size=20)
+    pretrain(tiny_config(tmp_path / "there", **changes), CPU)
+    changes |= {"data__root_path": str(tmp_path), "data__image_folder": "photos.tar"}
+    changes |= {"data__scratch": str(tmp_path / "scratch"), "meta__copy_data": True}
+    pretrain(tiny_config(tmp_path / "here", **changes), CPU)
+    states = [
+        checkpoint.load(checkpoint.latest_path(tmp_path / name, "tiny"))["encoder"]
+        for name in ("there", "here")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert str(tmp_path / "scratch") in listed(tmp_path / "here")[0]["name"]
 
 
 def started(config: Path) -> subprocess.Popen[str]:

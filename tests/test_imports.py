@@ -23,7 +23,7 @@ FLOORS = {
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
     " msn.data.device_views msn.data.batch msn.data.order msn.optim msn.checkpoint msn.runlog"
-    " msn.health msn.devices msn.bad_images",
+    " msn.health msn.devices msn.bad_images msn.data.staging",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
     " msn.sections.meta msn.sections.optimization"

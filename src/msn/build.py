@@ -1,6 +1,10 @@
-"""From a config to the parts of a run. Nothing is read but the list of images, nothing written."""
+"""From a config to the parts of a run.
+
+Nothing is read but the list of images, nothing written but the copy that `meta.copy_data` asks for.
+"""
 
 import math
+import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +17,7 @@ from msn import checkpoint, distributed
 from msn.config import Config, PowerLaw
 from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source
+from msn.data.staging import stage
 from msn.errors import UserError
 from msn.keyed import Stream, seed64
 from msn.losses import log_prior
@@ -21,7 +26,7 @@ from msn.models.head import projection_head
 from msn.models.msn import MSN, Schedule
 from msn.optim import FiniteGuard, build_optimizer, parameter_groups
 from msn.schedules import cosine, linear, warmup_cosine
-from msn.sections.data import Images
+from msn.sections.data import Data, Images
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     """
     if distributed.world_size() == 1:
         distributed.require_single_process()
-    source = open_images(config.data, "train")
+    data = local_copy(config.data) if config.meta.copy_data else config.data
+    source = open_images(data, "train")
     batch = share_out(config, distributed.world_size())
     steps = steps_per_epoch(batch, len(source))
     schedules = build_schedules(config, steps)
@@ -211,6 +217,16 @@ def steps_per_epoch(batch: Batch, images: int) -> int:
             f" {images} training images; lower either"
         )
     return images // batch.total
+
+
+def local_copy(data: Data) -> Data:
+    """The `data` section with its images on local disk, copied there if need be."""
+    if not data.root_path:
+        return data
+    place = Path(data.root_path).expanduser() / data.image_folder
+    scratch = Path(data.scratch or tempfile.gettempdir()).expanduser()
+    copy = stage(place, scratch, print)
+    return data.model_copy(update={"root_path": str(copy), "image_folder": ""})
 
 
 def open_images(data: Images, split: str) -> Source:

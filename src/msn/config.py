@@ -87,7 +87,7 @@ class Config(ConfigFile):
     """A whole pre-training experiment."""
 
     NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
-        "meta": ("bottleneck", "two_layer", "use_pred_head", "use_fp16", "copy_data")
+        "meta": ("bottleneck", "two_layer", "use_pred_head", "use_fp16")
     }
 
     data: Data
@@ -126,14 +126,13 @@ class Config(ConfigFile):
 
     def _idle_keys(self) -> Iterator[str]:
         meta, criterion = self.meta, self.criterion
-        given = [key for key in self.NO_EFFECT["meta"] if key in meta.model_fields_set]
-        idle = [f"meta.{key}" for key in given if key != "copy_data"]
+        idle = [f"meta.{key}" for key in self.NO_EFFECT["meta"] if key in meta.model_fields_set]
         if idle:
             yield f"without effect, as in the official code: {', '.join(idle)}"
         if meta.use_fp16:
             yield "meta.use_fp16 is true but has no effect; use meta.precision: bf16"
-        if meta.copy_data:
-            yield "meta.copy_data is true but not available yet; data is read where it is"
+        if meta.copy_data and not self.data.root_path:
+            yield "meta.copy_data has no effect without data.root_path"
         if meta.read_checkpoint and not meta.load_checkpoint:
             yield "meta.read_checkpoint has no effect while meta.load_checkpoint is false"
         if criterion.use_ent and not criterion.ent_weight:

@@ -90,6 +90,8 @@ class Images(Section):
 class Data(Images):
     """The images and their views."""
 
+    scratch: NonEmpty | None = None
+    """Folder on a local disk for meta.copy_data; null takes the temporary one (TMPDIR)."""
     max_bad: Probability = 0.1
     """Share of the images that may be bad: those are replaced by others and listed; more stop the
     run."""

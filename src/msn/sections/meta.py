@@ -75,7 +75,7 @@ class Meta(Section):
     init_from: NonEmpty | None = None
     """File of weights to start from, with a fresh optimiser."""
     copy_data: bool = False
-    """Copy the data to local disk first: not available yet."""
+    """Copy data.root_path/image_folder, a folder or a tar file, to data.scratch before training."""
     bottleneck: int = 1
     """No effect."""
     two_layer: bool = False

@@ -1,0 +1,146 @@
+"""Data copied to local disk: once for all processes of a machine, whole or not at all."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from msn.errors import UserError
+
+THREADS = 16  # that wait for the file system, which may be far away
+
+
+class _File(NamedTuple):
+    """A file of the source: its path below it, bytes, and time of the last change in ns."""
+
+    path: str
+    size: int
+    changed: int
+
+
+def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
+    """A local copy of `source`, made now or found whole from before.
+
+    One process copies, the others on the machine wait for it. The copy is named after the state of
+    the source, the size and time of every file in it, so that a changed source is copied again. It
+    gets its name when it is complete; what an interrupted copy left is removed.
+
+    Args:
+        source: a folder, copied as it is, or a tar file, unpacked (compressed or not).
+        scratch: a folder on a local disk; the copy goes into one of the user's own below it.
+        say: prints a line.
+
+    Raises:
+        UserError: the source cannot be read or is no tar file, a member of it would land outside,
+            or the copy does not fit or cannot be written.
+    """
+    with _refused(source):
+        files = [_stat(source, "")] if source.is_file() else list(_files(source))
+    home = _home(scratch)
+    state = hashlib.sha256(repr((str(source.resolve()), files)).encode("utf-8", "replace"))
+    target = home / state.hexdigest()[:32]
+    with _refused(home), _lock(home / f"{target.name}.lock"):
+        if not target.exists():
+            partial = home / f"{target.name}.partial"
+            if partial.exists():
+                shutil.rmtree(partial)
+            _require_space(source, home, sum(file.size for file in files))
+            say(f"copying {source} to {target}")
+            try:
+                _copy(source, files, partial)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _copy(source: Path, files: list[_File], target: Path) -> None:
+    target.mkdir()
+    if source.is_file():
+        _unpack(source, target)
+        return
+    for folder in {os.path.dirname(file.path) for file in files}:
+        (target / folder).mkdir(parents=True, exist_ok=True)
+    with _refused(source), ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda file: shutil.copy2(source / file.path, target / file.path), files):
+            pass
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")  # no path, link or device leads out of `target`
+            # tarfile takes a damaged header for the end: the real one is a block of zeros.
+            assert tar.fileobj
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("it has no end")
+    except tarfile.FilterError as error:
+        raise UserError(f"{archive}: is not safe to unpack ({error}); nothing was kept") from None
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive}: is not a whole tar file ({error}); replace it") from None
+
+
+def _files(folder: Path) -> Iterator[_File]:
+    """All files below a folder, in order."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders.sort()
+        found += [os.path.relpath(os.path.join(root, name), folder) for name in sorted(names)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(lambda path: _stat(folder, path), found)
+
+
+def _stat(folder: Path, path: str) -> _File:
+    result = os.stat(folder / path)
+    return _File(path, result.st_size, result.st_mtime_ns)
+
+
+def _home(scratch: Path) -> Path:
+    """A folder for this user alone, as others could leave a copy of theirs in a shared one."""
+    home = scratch / f"msn-data-{os.getuid()}"
+    with _refused(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid != os.getuid():
+            raise UserError(f"{home}: belongs to someone else; choose another data.scratch")
+    return home
+
+
+def _require_space(source: Path, home: Path, needed: int) -> None:
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise UserError(
+            f"{source}: takes {needed / 1e9:.1f} GB, {home} has {free / 1e9:.1f} GB free; make"
+            " room, choose another data.scratch, or set meta.copy_data: false"
+        )
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time; one that dies lets go of it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path}: {error.strerror or error}, while copying data for"
+            " meta.copy_data; check the path, or set meta.copy_data: false"
+        ) from error
