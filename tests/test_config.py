@@ -294,6 +294,26 @@ def test_patch_drop_must_leave_a_patch(patches: int, drop: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"source": "idx", "root_path": None}, "root_path: the idx source needs it"),
+        ({"source": "list"}, "image_list: the list source needs it"),
+        ({"source": "folder", "download": True}, "download: only for cifar10, cifar100, stl10"),
+        ({"source": "imagenet"}, "'folder', 'list', 'tar'"),
+    ],
+)
+def test_sources_say_what_they_need(keys: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        built("data", **keys)
+    assert problem in str(caught.value)
+
+
+def test_shipped_fashion_mnist_file_is_whole() -> None:
+    config = load_config(CONFIGS / "pretrain" / "fashion_mnist.yaml")
+    assert (config.data.source, config.notices()) == ("idx", [])
+
+
+@pytest.mark.parametrize(
     ("overrides", "notice"),
     [
         (["meta.bottleneck=1"], "without effect, as in the official code: meta.bottleneck"),
