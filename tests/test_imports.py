@@ -14,19 +14,22 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from lower floors. A new module has to take a floor here.
 FLOORS = {
-    4: "main msn.cli msn.__main__ msn.commands msn.commands.pretrain",
+    4: "main msn.cli msn.__main__ msn.commands msn.commands.pretrain msn.commands.experiment"
+    " msn.commands.evaluate_linear msn.commands.evaluate_finetune",
     3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
-    " msn.evaluation.lowshot",
-    2: "msn.models.msn msn.data.loader msn.data.prefetch msn.features msn.frozen msn.pretrained",
-    1: "msn.models.encoder msn.models.head msn.data.sources"
+    " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
+    " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune",
+    2: "msn.models.msn msn.models.classifier msn.data.loader msn.data.labelled msn.features"
+    " msn.data.prefetch msn.frozen msn.pretrained",
+    1: "msn.models.encoder msn.models.head msn.models.linear msn.data.augment msn.data.sources"
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
     " msn.data.device_views msn.data.batch msn.data.order msn.optim msn.checkpoint msn.runlog"
     " msn.health msn.devices msn.bad_images msn.data.staging",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
-    " msn.sections.base msn.sections.criterion msn.sections.data msn.sections.logging"
-    " msn.sections.meta msn.sections.optimization"
+    " msn.sections.base msn.sections.evaluation msn.sections.criterion msn.sections.data"
+    " msn.sections.logging msn.sections.meta msn.sections.optimization"
     " msn.data.image msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
     " msn.losses msn.models.masking msn.schedules msn.models.batch_norm",
 }
@@ -41,17 +44,38 @@ SIBLINGS = {
     ("msn.__main__", "msn.cli"): "python -m msn is the command too",
     **{
         ("msn.config", f"msn.sections.{name}"): "the sections that it is made of"
-        for name in ("base", "criterion", "data", "logging", "meta", "optimization")
+        for name in ("base", "criterion", "data", "evaluation", "logging", "meta", "optimization")
     },
     **{
         (f"msn.sections.{name}", "msn.sections.base"): "a section is one of these"
-        for name in ("criterion", "data", "logging", "meta", "optimization")
+        for name in ("criterion", "data", "evaluation", "logging", "meta", "optimization")
     },
     ("msn.sections.logging", "msn.sections.data"): "the probe reads a source",
     ("msn.data.mapped", "msn.errors"): "a file that was replaced under a run",
     **{("msn.data.sources", kind): "the kinds of sources" for kind in KINDS},
     **{(kind, "msn.data.sources.base"): "what they are and have in common" for kind in KINDS},
     ("msn.data.sources", "msn.data.sources.base"): "what they have in common",
+    **{
+        ("msn.sections.evaluation", f"msn.sections.{name}"): "types of keys in common"
+        for name in ("data", "logging", "meta")
+    },
+    **{
+        (f"msn.commands.{name}", "msn.commands.experiment"): "options in common"
+        for name in ("pretrain", "evaluate_linear", "evaluate_finetune")
+    },
+    ("msn.commands.pretrain", "msn.commands.evaluate_linear"): "--linear-eval, as official",
+    ("msn.data.labelled", "msn.data.loader"): "the same order, the same workers",
+    ("msn.evaluation.job", "msn.build"): "opens the images of a section",
+    ("msn.evaluation.linear", "msn.build"): "chooses the precision",
+    ("msn.evaluation.finetune", "msn.build"): "likewise",
+    ("msn.evaluation.supervised", "msn.pretrain"): "signals and resuming in common",
+    ("msn.evaluation.supervised", "msn.evaluation.accuracy"): "measured after every epoch",
+    ("msn.evaluation.supervised", "msn.evaluation.job"): "what there is to learn",
+    **{
+        (f"msn.evaluation.{name}", f"msn.evaluation.{part}"): "the loop and its parts"
+        for name in ("linear", "finetune")
+        for part in ("accuracy", "job", "supervised")
+    },
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",

@@ -9,6 +9,8 @@ from msn.errors import Interrupted, UserError
 
 COMMANDS = {
     "pretrain": "pre-train a Vision Transformer with Masked Siamese Networks",
+    "evaluate linear": "train linear classifiers on frozen features, with all labels",
+    "evaluate finetune": "train encoder and classifier together, with labels",
 }
 """Name, of one or two words, and purpose; the command is the module of that name in
 `msn.commands`, with underscores."""

@@ -18,6 +18,16 @@ from msn.errors import UserError
 from msn.sections.base import Section
 from msn.sections.criterion import Criterion, PowerLaw
 from msn.sections.data import Data
+from msn.sections.evaluation import (
+    AugmentedImages,
+    EvaluationLogging,
+    FinetuneCriterion,
+    FinetuneMeta,
+    FinetuneOptimization,
+    LabelledImages,
+    LinearMeta,
+    LinearOptimization,
+)
 from msn.sections.logging import Logging, Probe
 from msn.sections.meta import CONV_STEMS, MODEL_NAMES, PATCH_SIZES, EncoderSize, Meta
 from msn.sections.optimization import Optimization
@@ -76,6 +86,10 @@ class ConfigFile(Section):
         values = self.model_dump(exclude=unused)
         return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
+    def notices(self) -> list[str]:
+        """One line each for what a user may not expect: say them once, at the start."""
+        return []
+
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """JSON schema of such a file, for editors."""
@@ -121,7 +135,6 @@ class Config(ConfigFile):
             yield "data.focal_size", self.data.focal_size
 
     def notices(self) -> list[str]:
-        """One line each for what a user may not expect: say them once, at the start."""
         return [*self._idle_keys(), *self._surprises()]
 
     def _idle_keys(self) -> Iterator[str]:
@@ -151,6 +164,43 @@ class Config(ConfigFile):
             if size % patch and self.meta.model_name not in CONV_STEMS:
                 rule = f"{key} {size} is not a multiple of the patch size {patch}"
                 yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
+
+
+class EvaluationFile(ConfigFile):
+    """What linear evaluation and fine-tuning have in common."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "meta": ("master_port", "device", "copy_data")
+    }
+
+    data: LabelledImages
+    logging: EvaluationLogging
+    meta: LinearMeta = LinearMeta()
+
+    def notices(self) -> list[str]:
+        idle = [key for key in self.NO_EFFECT["meta"] if key in self.meta.model_fields_set]
+        return [f"without effect: {', '.join(f'meta.{key}' for key in idle)}"] if idle else []
+
+
+class LinearConfig(EvaluationFile):
+    """A linear evaluation."""
+
+    optimization: LinearOptimization = LinearOptimization()
+
+
+class FinetuneConfig(EvaluationFile):
+    """A fine-tuning."""
+
+    data: AugmentedImages
+    criterion: FinetuneCriterion = FinetuneCriterion()
+    meta: FinetuneMeta = FinetuneMeta()
+    optimization: FinetuneOptimization = FinetuneOptimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        mixes = self.criterion.mixup or self.criterion.cutmix
+        if mixes and self.optimization.batch_size % 2:
+            rule = f"{self.optimization.batch_size} is odd, but images are mixed in pairs"
+            yield "optimization.batch_size", f"{rule}; use an even number"
 
 
 File = TypeVar("File", bound=ConfigFile)

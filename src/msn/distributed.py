@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from msn.errors import UserError
 
@@ -66,6 +66,14 @@ def gather(x: Tensor) -> Tensor:
     everything = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
     dist.all_gather_into_tensor(everything, rows)
     return everything
+
+
+def replicated(module: nn.Module) -> nn.Module:
+    """The module, such that several processes start from rank 0's weights and average gradients.
+
+    To call: state and parameters are those of the module that was given.
+    """
+    return module if world_size() == 1 else nn.parallel.DistributedDataParallel(module)
 
 
 class _Mean(torch.autograd.Function):

@@ -69,3 +69,34 @@ def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """An optimiser step that a fused optimiser skips on the device where `bad` is 1."""
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.step()
+
+
+class MomentumSGD(torch.optim.Optimizer):
+    """SGD whose momentum buffer holds steps, not gradients, as in MSN's linear evaluation.
+
+    A learning rate scales the gradients of its own step and is kept with them: torch's SGD scales
+    the whole buffer by the newest rate, so the two differ where the rate changes.
+
+    Args:
+        groups: parameter groups with their "lr" and, where there is one, "weight_decay".
+        momentum: share of the last step that is repeated.
+        nesterov: look one step of the momentum ahead.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float = 0.9, nesterov: bool = True
+    ) -> None:
+        self.momentum, self.nesterov = momentum, nesterov
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step; gradients are left as they are."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                move = parameter.grad.add(parameter, alpha=group["weight_decay"]).mul_(-group["lr"])
+                state = self.state[parameter]
+                if "steps" not in state:
+                    state["steps"] = torch.zeros_like(parameter)
+                steps = state["steps"].mul_(self.momentum).add_(move)
+                parameter.add_(move.add_(steps, alpha=self.momentum) if self.nesterov else steps)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import FileStore
 
 TIMEOUT = timedelta(seconds=120)
 
@@ -38,7 +37,7 @@ def _member(
     rank: int, size: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    store = FileStore(str(folder / "store"), size)
+    store = dist.FileStore(str(folder / "store"), size)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     torch.save(function(*arguments), folder / f"{rank}.pt")
     dist.barrier()

@@ -14,6 +14,9 @@ def _file_stem(tag: str) -> str:
     return tag
 
 
+FileStem = Annotated[str, AfterValidator(_file_stem)]
+
+
 class Probe(Section):
     """A k-nearest-neighbour probe of the target encoder during the run."""
 
@@ -42,7 +45,7 @@ class Logging(Section):
 
     folder: NonEmpty
     """Output folder; created when missing."""
-    write_tag: Annotated[str, AfterValidator(_file_stem)] = "msn"
+    write_tag: FileStem = "msn"
     """First part of the names of all files written."""
     checkpoint_freq: Count = 25
     """Epochs between numbered checkpoints."""

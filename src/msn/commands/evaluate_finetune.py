@@ -1,0 +1,18 @@
+"""`msn evaluate finetune`: encoder and classifier trained together, with labels."""
+
+import argparse
+
+from msn.commands import experiment
+from msn.config import FinetuneConfig
+from msn.evaluation.finetune import finetune
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    experiment.add_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the fine-tuning of the config and print its table."""
+    config, device = experiment.read(options, FinetuneConfig)
+    print(finetune(config, device))

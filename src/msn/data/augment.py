@@ -1,0 +1,118 @@
+"""The augmentation of fine-tuning: timm's, with its draws keyed.
+
+timm draws from the global generators of Python, NumPy and PyTorch; here they are seeded for each
+image, and afterwards left as they were.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from timm.data import create_transform
+
+from msn.data.image import Image
+from msn.keyed import Stream, seed64
+
+Compose = Callable[[PIL.Image.Image], torch.Tensor]
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Global generators of Python, NumPy and PyTorch start from `seed` in here.
+
+    They are as before afterwards, but for those of GPUs, which nothing else draws from unseeded.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crop and flip, then RandAugment; keyed by (seed, epoch, index).
+
+    Attributes:
+        size: side of the result, px.
+        scale: smallest and largest area of the crop, as fractions of the image.
+        flip: probability of a horizontal flip.
+        auto_augment: in timm's notation, such as rand-m9-mstd0.5-inc1; empty for none.
+        interpolation: "bilinear" or "bicubic".
+        seed: of the run.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    flip: float
+    auto_augment: str
+    interpolation: str
+    seed: int
+
+    def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
+        with seeded(seed64(self.seed, Stream.VIEW, epoch, index)):
+            return through_pil(self._transform, image.pixels())
+
+    @cached_property
+    def _transform(self) -> Compose:
+        transform = create_transform(
+            self.size,
+            is_training=True,
+            use_prefetcher=True,  # that is: the result is uint8
+            scale=self.scale,
+            hflip=self.flip,
+            color_jitter=None,
+            auto_augment=self.auto_augment or None,
+            interpolation=self.interpolation,
+        )
+        for step in transform.transforms:
+            for operation in getattr(step, "ops", ()):
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = _posterize
+        return transform
+
+
+@dataclass(frozen=True)
+class Centre:
+    """Resize the short side to size / crop_pct, then cut out the centre."""
+
+    size: int
+    crop_pct: float
+    interpolation: str
+
+    def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
+        return through_pil(self._transform, image.pixels())
+
+    @cached_property
+    def _transform(self) -> Compose:
+        return create_transform(
+            self.size,
+            use_prefetcher=True,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+        )
+
+
+def through_pil(transform: Compose, pixels: np.ndarray) -> np.ndarray:
+    """Apply a transform of RGB images to uint8 (H, W, C); grey ones are grey again afterwards."""
+    grey = pixels.shape[2] == 1
+    image = PIL.Image.fromarray(np.repeat(pixels, 3, axis=2) if grey else pixels)
+    view = np.ascontiguousarray(transform(image).permute(1, 2, 0).numpy())
+    return cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)[..., None] if grey else view
+
+
+def _posterize(image: PIL.Image.Image, bits: int, **unused: object) -> PIL.Image.Image:
+    """timm's, which at its strongest asks for 0 bits: an error since Pillow 13, black before."""
+    return PIL.ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image

@@ -1,0 +1,203 @@
+"""Fine-tuning: encoder and classifier trained together, with the recipe of MAE that MSN uses.
+
+Its parts are timm's: RandAugment, random erasing, mixup and cutmix, layer-wise learning rates, the
+moving average. What they draw is keyed by the step, so that a resumed run draws the same.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.nn import functional as F
+
+from msn import checkpoint, distributed
+from msn.build import use_bf16
+from msn.checkpoint import State
+from msn.config import FinetuneConfig
+from msn.data.augment import Augment, Centre, seeded
+from msn.errors import UserError
+from msn.evaluation.accuracy import Result
+from msn.evaluation.job import Job, build_job, read_weights
+from msn.evaluation.supervised import KEY, learn
+from msn.keyed import Stream, seed64
+from msn.models.classifier import NOT_DECAYED, Classifier
+from msn.pretrained import Pretrained
+from msn.schedules import warmup_cosine
+from msn.sections.evaluation import FinetuneCriterion
+
+
+class FinetuneLearner:
+    """A classifier that is trained with its encoder.
+
+    Args:
+        config: of the run.
+        model: on the device that all computes on.
+        job: what there is to learn.
+    """
+
+    names = ("finetune",)
+
+    def __init__(self, config: FinetuneConfig, model: Classifier, job: Job) -> None:
+        optimization = config.optimization
+        self.model, self.device = model, model.head.weight.device
+        self.replica = distributed.replicated(model)
+        self.average = ModelEmaV3(model, optimization.ema) if optimization.ema else None
+        self.bf16 = use_bf16(config.meta.precision, self.device)
+        model.encoder.use_fused_attention(not (self.bf16 and self.device.type == "cpu"))
+        self.seed, self.clip_grad = config.meta.seed, optimization.clip_grad
+        self.accumulate = optimization.accumulate
+        self.schedule = partial(
+            warmup_cosine,
+            warmup=optimization.warmup * job.steps_per_epoch,
+            total=job.total_steps,
+            start=0.0,
+            peak=optimization.lr,
+            final=optimization.final_lr,
+        )
+        self.optimizer = build_optimizer(
+            model,
+            weight_decay=optimization.weight_decay,
+            layer_decay=optimization.layer_decay,
+        )
+        self.mix = build_mix(config.criterion, job.classes)
+        self.smoothing = config.criterion.label_smoothing
+        self.erase = RandomErasing(config.data.erasing, mode="pixel", device=self.device)
+
+    def learning_rate(self, step: int) -> float:
+        # As of the finished step, not 0 in the first.
+        return self.schedule(step + 1)
+
+    def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step) * group["lr_scale"]
+        self.optimizer.zero_grad(set_to_none=True)
+        # Mixing, erasing and stochastic depth draw from the global generators.
+        with seeded(seed64(self.seed, Stream.STEP, step, distributed.rank())):
+            parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
+            losses = torch.stack([self._backward(*part) for part in parts])
+        if self.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model)
+        return losses.mean(dim=0, keepdim=True)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        model = (self.average.module if self.average else self.model).eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return model(images)[None]
+
+    def state(self) -> State:
+        average = {"average": self.average.module.state_dict()} if self.average else {}
+        return {
+            KEY: self.model.state_dict(),
+            **average,
+            "opt": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: State, path: Path) -> None:
+        checkpoint.load_weights(self.model, state[KEY], path=path, key=KEY)
+        if self.average:
+            average = state.get("average", state[KEY])
+            checkpoint.load_weights(self.average.module, average, path=path, key="average")
+        try:
+            self.optimizer.load_state_dict(state["opt"])
+        except ValueError:
+            raise checkpoint.mismatch(path, "opt", ["it trains other parameters"]) from None
+
+    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient of one micro-batch, added to those before; its loss."""
+        images = self.erase(images)
+        images, targets = self.mix(images, labels) if self.mix else (images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.replica(images)
+        # The mix has smoothed its labels already.
+        smoothing = 0.0 if self.mix else self.smoothing
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        (loss / self.accumulate).backward()
+        return loss.detach()
+
+
+def build_optimizer(
+    model: Classifier, *, weight_decay: float, layer_decay: float
+) -> torch.optim.AdamW:
+    """AdamW; a block's learning rate is `layer_decay` times that of the next one."""
+    groups = param_groups_layer_decay(
+        model,
+        weight_decay=weight_decay,
+        no_weight_decay_list=NOT_DECAYED,
+        layer_decay=layer_decay,
+    )
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999))
+
+
+def build_mix(criterion: FinetuneCriterion, classes: int) -> Mixup | None:
+    """Mixup and cutmix, of which a step takes one; None where both are off."""
+    if not criterion.mixup and not criterion.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=criterion.mixup,
+        cutmix_alpha=criterion.cutmix,
+        switch_prob=criterion.switch_prob,
+        label_smoothing=criterion.label_smoothing,
+        num_classes=classes,
+    )
+
+
+def build_model(config: FinetuneConfig, weights: Pretrained, classes: int) -> Classifier:
+    """Pre-trained encoder and a new classifier, drawn from the run's seed, on the CPU.
+
+    Raises:
+        UserError: more blocks are to be trained than there are.
+    """
+    meta, depth = config.meta, weights.architecture.size.depth
+    if meta.trained_blocks and meta.trained_blocks > depth:
+        raise UserError(
+            f"meta.trained_blocks {meta.trained_blocks} is more than the {depth} blocks of the"
+            " encoder; lower it, or leave it out to train all"
+        )
+    with seeded(seed64(meta.seed, Stream.INIT)):
+        return Classifier(
+            weights.encoder(),
+            classes,
+            pool=meta.pool,
+            drop_path_rate=meta.drop_path_rate,
+            trained_blocks=meta.trained_blocks,
+        )
+
+
+def finetune(config: FinetuneConfig, device: torch.device) -> Result:
+    """Run, continue or only measure the fine-tuning of a config.
+
+    Raises:
+        UserError: something that was asked for cannot be done; nothing is overwritten.
+        RunError: the loss stopped being finite.
+        Interrupted: a signal asked to stop; the run is saved.
+    """
+    data, optimization = config.data, config.optimization
+    weights = read_weights(config)
+    job = build_job(
+        config,
+        weights,
+        train_view=Augment(
+            size=data.image_size,
+            scale=data.crop_scale,
+            flip=data.flip,
+            auto_augment=data.auto_augment,
+            interpolation=data.interpolation,
+            seed=config.meta.seed,
+        ),
+        val_view=Centre(data.image_size, data.crop_pct, data.interpolation),
+        batch_size=optimization.batch_size * optimization.accumulate,
+        epochs=optimization.epochs,
+        device=device,
+    )
+    model = build_model(config, weights, job.classes).to(device)
+    return learn(config, job, FinetuneLearner(config, model, job))

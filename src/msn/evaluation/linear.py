@@ -1,0 +1,157 @@
+"""Linear evaluation: linear classifiers on frozen features, all labels, random crops.
+
+The protocol of MSN (facts of its official code): class tokens before the final norm, LayerNorm,
+unit length, linear; SGD with Nesterov momentum, a rate that falls as a cosine to 0, random resized
+crops and flips. Several rates and numbers of blocks are tried at once: the encoder runs once for
+all.
+"""
+
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msn import checkpoint, distributed
+from msn.build import use_bf16
+from msn.checkpoint import State
+from msn.config import LinearConfig
+from msn.data.labelled import CentreCrop, RandomCrop
+from msn.errors import UserError
+from msn.evaluation.accuracy import Result
+from msn.evaluation.job import build_job, read_weights
+from msn.evaluation.supervised import KEY, learn
+from msn.keyed import Stream, seed64
+from msn.models.encoder import VisionTransformer
+from msn.models.linear import HeadSettings, LinearHeads
+from msn.optim import MomentumSGD
+from msn.schedules import cosine
+
+
+class LinearLearner:
+    """The classifiers, each with its learning rate, on top of one frozen encoder.
+
+    Args:
+        encoder: on the device that all computes on.
+        settings: of each classifier.
+        classes: number of classes.
+        normalize: whether features are scaled to unit length.
+        weight_decay: of the linear layers' weights.
+        total_steps: over which the learning rates fall to 0.
+        bf16: whether the encoder computes under bfloat16 autocast.
+        seed: of the initial weights.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        settings: list[HeadSettings],
+        *,
+        classes: int,
+        normalize: bool,
+        weight_decay: float,
+        total_steps: int,
+        bf16: bool,
+        seed: int,
+    ) -> None:
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.device = encoder.cls_token.device
+        self.settings, self.total_steps, self.bf16 = settings, total_steps, bf16
+        self.blocks = max(each.num_blocks for each in settings)
+        self.heads = LinearHeads(
+            settings,
+            dim=encoder.embed_dim,
+            classes=classes,
+            normalize=normalize,
+            seed=seed64(seed, Stream.INIT),
+        ).to(self.device)
+        self.replica = distributed.replicated(self.heads)
+        self.optimizer = MomentumSGD(self._groups(weight_decay))
+
+    @property
+    def names(self) -> list[str]:
+        return [str(each) for each in self.settings]
+
+    def learning_rate(self, step: int) -> float:
+        return cosine(step, total=self.total_steps, start=self.settings[0].lr, final=0.0)
+
+    def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(step, total=self.total_steps, start=group["peak"], final=0.0)
+        logits = self.replica(self.features(images))
+        count = len(self.settings)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
+        losses = losses.unflatten(0, (count, -1)).mean(dim=1)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()  # the classifiers share no weight: each gets its own gradient
+        self.optimizer.step()
+        return losses.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.heads(self.features(images))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Class tokens of as many last blocks as any classifier sees: float32 (B, blocks * D)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.blocks == 1:
+                return self.encoder.cls(images, norm=False).float()
+            return self.encoder.block_cls(images, self.blocks).float()
+
+    def state(self) -> State:
+        return {KEY: self.heads.state_dict(), "opt": self.optimizer.state_dict()}
+
+    def load_state(self, state: State, path: Path) -> None:
+        checkpoint.load_weights(self.heads, state[KEY], path=path, key=KEY)
+        self.optimizer.load_state_dict(state["opt"])
+
+    def _groups(self, weight_decay: float) -> list[dict[str, object]]:
+        """Two for each classifier: the linear layer's weights, and what is not decayed."""
+        groups: list[dict[str, object]] = []
+        for head, settings in zip(self.heads.heads, self.settings, strict=True):
+            weight: nn.Parameter = head.linear.weight
+            others = [parameter for parameter in head.parameters() if parameter is not weight]
+            groups += [
+                {"params": [weight], "peak": settings.lr, "weight_decay": weight_decay},
+                {"params": others, "peak": settings.lr, "weight_decay": 0.0},
+            ]
+        return groups
+
+
+def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
+    """Run, continue or only measure the linear evaluation of a config.
+
+    Raises:
+        UserError: something that was asked for cannot be done; nothing is overwritten.
+        RunError: all classifiers diverged.
+        Interrupted: a signal asked to stop; the run is saved.
+    """
+    data, optimization, seed = config.data, config.optimization, config.meta.seed
+    weights = read_weights(config)
+    depth = weights.architecture.size.depth
+    if max(optimization.num_blocks) > depth:
+        raise UserError(
+            f"optimization.num_blocks {max(optimization.num_blocks)} is more than the {depth}"
+            " blocks of the encoder; lower it"
+        )
+    job = build_job(
+        config,
+        weights,
+        train_view=RandomCrop(data.image_size, data.crop_scale, data.flip, seed),
+        val_view=CentreCrop(data.image_size),
+        batch_size=optimization.batch_size,
+        epochs=optimization.epochs,
+        device=device,
+    )
+    learner = LinearLearner(
+        weights.encoder().to(device),
+        [HeadSettings(*pair) for pair in product(optimization.lr, optimization.num_blocks)],
+        classes=job.classes,
+        normalize=optimization.normalize,
+        weight_decay=optimization.weight_decay,
+        total_steps=job.total_steps,
+        bf16=use_bf16(config.meta.precision, device),
+        seed=seed,
+    )
+    return learn(config, job, learner)

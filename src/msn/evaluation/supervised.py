@@ -1,0 +1,323 @@
+"""Learning from labels: the loop that linear evaluation and fine-tuning share.
+
+The loop knows no method: it drives a learner, measures it on the `val` split after every epoch, and
+keeps the latest checkpoint, from which the same command goes on exactly, and the best.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from msn import checkpoint, distributed
+from msn.checkpoint import State
+from msn.config import EvaluationFile
+from msn.data.batch import normalise
+from msn.data.labelled import Batch, batches_in_turn, shuffled_batches
+from msn.data.loader import worker_count, worker_deaths
+from msn.errors import Interrupted, RunError, UserError
+from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
+from msn.evaluation.job import Job
+from msn.files import replacing
+from msn.pretrain import config_changes, stop_on_signal
+from msn.runlog import StepTimer, Table, csv_path
+
+KEY = "classifier"  # in the checkpoint, and what tells it from one of pre-training
+COLUMNS = ("epoch", "itr", "step", "loss", "lr", "time (ms)", "images_per_s", "data_wait")
+TOPS = ("top1", "top5")
+
+
+class Learner(Protocol):
+    """What is trained: one classifier, or several that see the same images."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the classifiers."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Of the first classifier, for the log."""
+        ...
+
+    def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One optimiser step on normalised images (B, C, S, S): the losses (classifiers,)."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(classifiers, B, classes), nothing random in it."""
+        ...
+
+    def state(self) -> State:
+        """All that changes while training; what classifies under `KEY`."""
+        ...
+
+    def load_state(self, state: State, path: Path) -> None:
+        """Take up what `state` gave. Raises UserError if it is of another model."""
+        ...
+
+
+def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
+    """Train from where the run was left; with `meta.training: false` only measure its best.
+
+    Raises:
+        UserError: the checkpoint is of another run, or an image cannot be read.
+        RunError: every classifier's loss stopped being finite.
+        Interrupted: a signal asked to stop; the run is saved.
+    """
+    folder, tag = Path(config.logging.folder), config.logging.write_tag
+    if not config.meta.training:
+        return measure_best(config, job, learner)
+    checkpoint.prepare_folder(folder)
+    start, epochs = resume(config, job, learner)
+    if distributed.rank() == 0:
+        with replacing(checkpoint.config_path(folder, tag)) as path:
+            path.write_text(config.dump_yaml(), encoding="utf-8")
+    if start < job.total_steps:
+        train(config, job, learner, epochs, start)
+    best = best_epoch(epochs)
+    result = Result(
+        dict(zip(learner.names, epochs[-1], strict=True)),
+        dict(zip(learner.names, epochs[best - 1], strict=True)),
+        best,
+    )
+    if distributed.rank() == 0:
+        result.write(folder / f"{tag}-result.json")
+    return result
+
+
+def train(
+    config: EvaluationFile, job: Job, learner: Learner, epochs: list[list[Score]], start: int
+) -> None:
+    """The loop, from step `start` to the end; appends the scores of each epoch to `epochs`."""
+    per_epoch, timer = job.steps_per_epoch, StepTimer()
+    with (
+        stop_on_signal() as stop,
+        worker_deaths(),
+        _Log(config, job, learner, start) as log,
+    ):
+        for step, batch in enumerate(training_batches(config, job, start), start):
+            timer.data_ready()
+            images = normalise(batch.images, job.mean, job.std)
+            losses = learner.train_step(images, batch.labels.to(images.device), step)
+            timer.step_done(len(images) * distributed.world_size())
+
+            done, stopping = step + 1, stop.is_set()
+            logs, ends = step % per_epoch % config.logging.log_freq == 0, done % per_epoch == 0
+            if logs or ends:
+                require_finite(losses, step)
+            if logs:
+                log.step(step, losses, timer)
+            with timer.aside():
+                if ends:
+                    epochs.append(measure(config, job, learner))
+                    log.scores(step, epochs)
+                    if best_epoch(epochs) == len(epochs):
+                        save(config, job, learner, epochs, done, best_path(config))
+                if ends or stopping or done % config.logging.checkpoint_freq_itr == 0:
+                    save(config, job, learner, epochs, done, latest_path(config))
+            if stopping and done < job.total_steps:
+                raise Interrupted(
+                    f"stopped after step {done} of {job.total_steps} and saved;"
+                    " the same command goes on from there"
+                )
+
+
+def training_batches(config: EvaluationFile, job: Job, start: int) -> Iterator[Batch]:
+    """The batches of this process for all steps from `start` on."""
+    return shuffled_batches(
+        job.train,
+        job.train_view,
+        batch_size=job.batch_size,
+        steps_per_epoch=job.steps_per_epoch,
+        start_step=start,
+        stop_step=job.total_steps,
+        seed=config.meta.seed,
+        num_workers=worker_count(config.data.num_workers),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=config.data.pin_mem,
+    )
+
+
+def measure(config: EvaluationFile, job: Job, learner: Learner) -> list[Score]:
+    """What each classifier scores on the `val` split as it is now."""
+    batches = batches_in_turn(
+        job.val,
+        job.val_view,
+        batch_size=job.batch_size,
+        num_workers=worker_count(config.data.num_workers),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=config.data.pin_mem,
+    )
+    return accuracy(
+        learner.logits, batches, normalise=partial(normalise, mean=job.mean, std=job.std)
+    )
+
+
+def measure_best(config: EvaluationFile, job: Job, learner: Learner) -> Result:
+    """Measure the best checkpoint of the run again, write nothing."""
+    path = best_path(config)
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint to measure; set meta.training: true first")
+    state = checkpoint.load(path, KEY)
+    take_up(job, learner, path, state)
+    scores = dict(zip(learner.names, measure(config, job, learner), strict=True))
+    return Result(scores, scores, int(state["epoch"]))
+
+
+def require_finite(losses: Tensor, step: int) -> None:
+    """Stop if there is no classifier left whose loss is finite. Waits for the device.
+
+    Raises:
+        RunError: says at which step, and what to do.
+    """
+    if not losses.isfinite().any():
+        raise RunError(
+            f"step {step}: the loss is not finite; the likely cause is a learning rate too high for"
+            " this batch size: lower optimization.lr"
+        )
+
+
+def latest_path(config: EvaluationFile) -> Path:
+    """The file that a run goes on from."""
+    return checkpoint.latest_path(Path(config.logging.folder), config.logging.write_tag)
+
+
+def best_path(config: EvaluationFile) -> Path:
+    """The file with the classifiers of the best epoch."""
+    return Path(config.logging.folder) / f"{config.logging.write_tag}-best.pth.tar"
+
+
+def save(
+    config: EvaluationFile,
+    job: Job,
+    learner: Learner,
+    epochs: list[list[Score]],
+    done: int,
+    path: Path,
+) -> None:
+    """Write a checkpoint after `done` steps, from rank 0."""
+    if distributed.rank() == 0:
+        state = {
+            **learner.state(),
+            "classifiers": [str(name) for name in learner.names],
+            "epoch": done // job.steps_per_epoch,
+            "step": done,
+            "steps_per_epoch": job.steps_per_epoch,
+            "batch_size": job.batch_size,
+            "world_size": distributed.world_size(),
+            "accuracy": [[list(score) for score in scores] for scores in epochs],
+            "weights": job.weights,
+            "config": config.model_dump(mode="json"),
+            "version": checkpoint.VERSION,
+        }
+        checkpoint.save(path, state)
+
+
+def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, list[list[Score]]]:
+    """Take up the run's latest checkpoint: the finished steps, and the scores of each epoch.
+
+    Raises:
+        UserError: it is of another run, or there is none and `meta.load_checkpoint` insists.
+    """
+    path = latest_path(config)
+    if not path.exists():
+        if config.meta.load_checkpoint:
+            raise UserError(
+                f"meta.load_checkpoint is true, but there is no {path};"
+                " set it to false to start from the beginning"
+            )
+        return 0, []
+    state = checkpoint.load(path, KEY)
+    take_up(job, learner, path, state)
+    if state["steps_per_epoch"] != job.steps_per_epoch:
+        raise UserError(
+            f"{path}: was made with {state['steps_per_epoch']} steps per epoch, the config gives"
+            f" {job.steps_per_epoch}; use the same data and batch size, or another"
+            " logging.write_tag"
+        )
+    if distributed.rank() == 0:
+        for change in config_changes(state["config"], config.model_dump(mode="json")):
+            print(f"changed since the checkpoint: {change}")
+        print(f"resumed from {path}: {state['step']} of {job.total_steps} steps done", flush=True)
+    return int(state["step"]), [[Score(*s) for s in scores] for scores in state["accuracy"]]
+
+
+def take_up(job: Job, learner: Learner, path: Path, state: State) -> None:
+    """Load a checkpoint into the learner.
+
+    Raises:
+        UserError: it belongs to other weights or classifiers.
+    """
+    if state.get("weights") != job.weights:
+        raise UserError(
+            f"{path}: was trained on other pre-trained weights than logging.pretrain_path;"
+            " give those, or choose another logging.write_tag"
+        )
+    names = [str(name) for name in learner.names]
+    if state["classifiers"] != names:
+        raise UserError(
+            f"{path}: holds the classifiers {', '.join(state['classifiers'])}, the config asks for"
+            f" {', '.join(names)}; give the same, or choose another logging.write_tag"
+        )
+    learner.load_state(state, path)
+
+
+class _Log:
+    """Steps and scores of a run as two CSV files and lines on the terminal; only rank 0 writes."""
+
+    def __init__(self, config: EvaluationFile, job: Job, learner: Learner, start: int) -> None:
+        folder, tag = Path(config.logging.folder), config.logging.write_tag
+        self._job, self._learner, self._chief = job, learner, distributed.rank() == 0
+        self._scores = ("epoch", "step", *(f"{name} {t}" for name in learner.names for t in TOPS))
+        if self._chief:
+            self._steps_table = Table(csv_path(folder, tag), COLUMNS, start)
+            self._scores_table = Table(folder / f"{tag}-accuracy.csv", self._scores, start)
+
+    def step(self, step: int, losses: Tensor, timer: StepTimer) -> None:
+        """Record a step by the lowest loss of all classifiers."""
+        images_per_s, data_wait, ms_per_step = timer.read()
+        epoch, iteration = divmod(step, self._job.steps_per_epoch)
+        loss = float(losses.nan_to_num(nan=torch.inf).min())
+        rate = self._learner.learning_rate(step)
+        if not self._chief:
+            return
+        self._steps_table.append(
+            {
+                "epoch": epoch + 1,
+                "itr": iteration,
+                "step": step,
+                "loss": loss,
+                "lr": rate,
+                "time (ms)": ms_per_step,
+                "images_per_s": images_per_s,
+                "data_wait": data_wait,
+            }
+        )
+        print(
+            f"epoch {epoch + 1}  step {step + 1}/{self._job.total_steps}  loss {loss:.4f}"
+            f"  lr {rate:.3g}  {images_per_s:.0f} images/s  data wait {100 * data_wait:.0f} %",
+            flush=True,
+        )
+
+    def scores(self, step: int, epochs: list[list[Score]]) -> None:
+        """Record the scores of the last finished epoch."""
+        if not self._chief:
+            return
+        values = (len(epochs), step, *(number for score in epochs[-1] for number in score))
+        self._scores_table.append(dict(zip(self._scores, values, strict=True)))
+        top1, name = max((s.top1, n) for s, n in zip(epochs[-1], self._learner.names, strict=True))
+        whose = f" ({name})" if len(epochs[-1]) > 1 else ""
+        print(f"epoch {len(epochs)}  top-1 on val: {top1:.2f} %{whose}", flush=True)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._chief:
+            self._steps_table.close()
+            self._scores_table.close()

@@ -1,0 +1,198 @@
+"""Fine-tuning: what it learns, layer-wise rates, parts that stay frozen, exact resume."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from msn import checkpoint
+from msn.cli import main
+from msn.config import FinetuneConfig, load
+from msn.data.labelled import CentreCrop
+from msn.evaluation.accuracy import Result
+from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer, finetune
+from msn.evaluation.job import build_job, read_weights
+from msn.models.classifier import Classifier
+from msn.models.encoder import EncoderSize, build_encoder
+from tests.evaluation.labelled import CPU, ROOT, assert_same, killed_at, values, write
+
+# Every part of the recipe, at strengths that two epochs bear.
+RECIPE: dict[str, Any] = {
+    "data__auto_augment": "rand-m1-n1",
+    "data__erasing": 0.2,
+    "data__crop_pct": 1.0,
+    "criterion__mixup": 0.1,
+    "criterion__cutmix": 0.1,
+    "meta__drop_path_rate": 0.1,
+    "optimization__lr": 5e-3,
+    "optimization__warmup": 0.2,
+    "optimization__ema": 0.8,
+    "optimization__accumulate": 2,
+    "optimization__batch_size": 32,
+    "optimization__clip_grad": 1.0,
+}
+
+
+def config(weights: Path, folder: Path, **changes: Any) -> FinetuneConfig:
+    return FinetuneConfig.model_validate(values(weights, folder, **{**RECIPE, **changes}))
+
+
+def latest(folder: Path, name: str = "latest") -> dict[str, Any]:
+    return checkpoint.load(folder / f"run-{name}.pth.tar", "classifier")
+
+
+def learner(weights: Path, folder: Path, **changes: Any) -> FinetuneLearner:
+    chosen = config(weights, folder, **changes)
+    found = read_weights(chosen)
+    view = CentreCrop(8)
+    job = build_job(
+        chosen, found, train_view=view, val_view=view, batch_size=64, epochs=2, device=CPU
+    )
+    return FinetuneLearner(chosen, build_model(chosen, found, job.classes), job)
+
+
+@pytest.fixture(scope="module")
+def unbroken(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A finished run of two epochs, 40 steps."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, finetune(config(weights, folder), CPU)
+
+
+def test_it_learns(unbroken: tuple[Path, Result]) -> None:
+    assert unbroken[1].last["finetune"].top1 > 50
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_any_step_a_run_ends_as_if_unbroken(
+    unbroken: tuple[Path, Result], weights: Path, tmp_path: Path, workers: int
+) -> None:
+    changes = {"data__num_workers": workers, "logging__checkpoint_freq_itr": 7}
+    sections = values(weights, tmp_path / "run", **RECIPE, **changes)
+    killed_at(["evaluate", "finetune", "--fname", str(write(tmp_path / "a.yaml", sections))], 16)
+    assert latest(tmp_path / "run")["step"] in (14, 21)
+    finetune(FinetuneConfig.model_validate(sections), CPU)
+    for name in ("latest", "best"):
+        assert_same(latest(tmp_path / "run", name), latest(unbroken[0], name))
+
+
+def test_learning_rates_by_layer_are_those_of_mae() -> None:
+    """decay ** (depth + 1 - layer); the stem is 0, block i is i + 1, norm and head the last."""
+    model = Classifier(build_encoder(EncoderSize(4, 8, 3, 2), image_size=8), 5)
+    optimizer = build_optimizer(model, weight_decay=0.05, layer_decay=0.5)
+    found = {
+        id(parameter): (group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in model.named_parameters():
+        layer = 4 if name.startswith(("norm", "head")) else 0
+        if ".blocks." in name:
+            layer = 1 + int(name.split(".")[2])
+        whole = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token"))
+        assert found[id(parameter)] == (0.5 ** (4 - layer), 0.05 * whole), name
+
+
+@pytest.mark.parametrize("pool", ["cls", "patches"])
+def test_what_the_classifier_sees(pool: str) -> None:
+    encoder = build_encoder(EncoderSize(4, 8, 2, 2), image_size=8)
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter)
+    images = torch.randn(3, 3, 8, 8)
+    (tokens,) = encoder.block_outputs(images)
+    cls = encoder.cls(images)
+    model = Classifier(encoder, 5, pool=pool).eval()
+    nn.init.normal_(model.head.weight)
+    mean = nn.functional.layer_norm(tokens[:, 1:].mean(dim=1), (8,), eps=1e-6)
+    expected = model.head(cls if pool == "cls" else mean)
+    assert torch.allclose(model(images), expected, atol=1e-5)
+
+
+def test_the_last_block_alone(weights: Path, tmp_path: Path) -> None:
+    """Partial fine-tuning: the rest of the encoder stays, and is as in evaluation."""
+    partial = learner(weights, tmp_path, meta__trained_blocks=1, meta__drop_path_rate=0.9)
+    before = {name: tensor.clone() for name, tensor in partial.model.state_dict().items()}
+    partial.train_step(torch.randn(64, 1, 8, 8), torch.arange(64) % 10, 9)
+    changed = {
+        n for n, tensor in partial.model.state_dict().items() if not torch.equal(tensor, before[n])
+    }
+    assert {name.rsplit(".", 1)[0] for name in changed} >= {"head", "norm"}
+    assert {name for name in changed if name.startswith("encoder")} <= {
+        name for name in before if name.startswith("encoder.blocks.1.")
+    }
+    first, last = partial.model.encoder.blocks
+    assert not first.training
+    assert last.training
+
+
+def test_accumulation_is_one_batch(weights: Path, tmp_path: Path) -> None:
+    """Without random parts, two micro-batches give the gradient of the whole."""
+    plain: dict[str, Any] = {"criterion__mixup": 0.0, "criterion__cutmix": 0.0}
+    plain |= {"data__erasing": 0.0, "meta__drop_path_rate": 0.0, "optimization__clip_grad": None}
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    gradients = []
+    for parts in (1, 2):
+        one = learner(weights, tmp_path, optimization__accumulate=parts, **plain)
+        one.train_step(images.clone(), labels, 5)
+        gradients.append([parameter.grad for parameter in one.model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_step_depends_on_its_number_alone(weights: Path, tmp_path: Path) -> None:
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+
+    def loss(step: int) -> float:
+        one = learner(weights, tmp_path, meta__drop_path_rate=0.5)
+        torch.rand(step)
+        return float(one.train_step(images.clone(), labels, step))
+
+    # The loss of an untrained, all but zero classifier says little: compare in full precision.
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_the_average_is_what_is_measured(weights: Path, tmp_path: Path) -> None:
+    one = learner(weights, tmp_path)
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    start = one.model.head.bias.detach().clone()
+    one.train_step(images.clone(), labels, 9)
+    assert one.average is not None
+    own = one.average.module.head.bias
+    assert torch.allclose(own, 0.8 * start + 0.2 * one.model.head.bias, atol=1e-7)
+    assert torch.equal(one.logits(images)[0], one.average.module.eval()(images))
+
+
+def test_the_recipe_for_imagenet_loads() -> None:
+    recipe = load(FinetuneConfig, ROOT / "configs/eval/finetune_vitb16.yaml")
+    assert recipe.optimization.lr == 2e-3
+    assert recipe.meta.drop_path_rate == 0.2
+    assert (recipe.criterion.mixup, recipe.criterion.cutmix) == (0.8, 1.0)
+
+
+WRONG = [
+    (["logging.pretrain_path=/nonexistent"], "/nonexistent"),
+    (["meta.model_name=deit_base"], "not of deit_base"),
+    (["meta.trained_blocks=3"], "meta.trained_blocks 3 is more than the 2 blocks"),
+    (["optimization.batch_size=33"], "33 is odd, but images are mixed in pairs"),
+    (["optimization.warmup=9"], "optimization.warmup"),
+    (["data.auto_augment=rnd-m9"], "data.auto_augment"),
+    (["meta.pool=mean"], "meta.pool"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG)
+def test_a_wrong_request_is_one_line(
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    file = write(tmp_path / "finetune.yaml", values(weights, tmp_path / "run", **RECIPE))
+    assert main(["evaluate", "finetune", "--fname", str(file), *arguments]) == 2
+    output = capsys.readouterr()
+    assert expected in output.err
+    assert len(output.err.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "run-latest.pth.tar").exists()
