@@ -14,12 +14,17 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports only from lower floors. A new module has to take a floor here.
 FLOORS = {
-    4: "main msn.cli msn.__main__ msn.commands msn.commands.pretrain msn.commands.experiment"
+    4: "msn.commands.export msn.commands.import"
+    " main msn.cli msn.__main__ msn.commands msn.commands.pretrain msn.commands.experiment"
     " msn.commands.evaluate_linear msn.commands.evaluate_finetune",
-    3: "msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
+    3: "msn.interop.pretraining"
+    " msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
     " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune",
-    2: "msn.models.msn msn.models.classifier msn.data.loader msn.data.labelled msn.features"
+    2: "msn.interop msn.interop.anything msn.interop.card msn.interop.graph msn.interop.huggingface"
+    " msn.interop.official msn.interop.release msn.interop.tensorfile msn.interop.timm_vit"
+    " msn.interop.weights msn.interop.zoo"
+    " msn.models.msn msn.models.classifier msn.data.loader msn.data.labelled msn.features"
     " msn.data.prefetch msn.frozen msn.pretrained",
     1: "msn.models.encoder msn.models.head msn.models.linear msn.data.augment msn.data.sources"
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
@@ -79,6 +84,7 @@ SIBLINGS = {
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
+    ("msn", "msn.interop.pretraining"): "so is msn.MSNForPreTraining",
     ("msn.data.prefetch", "msn.data.loader"): "its batches",
     ("msn.config", "msn.errors"): "a bad config is the user's error",
     ("msn.configfile", "msn.errors"): "so is a bad file",
@@ -96,12 +102,32 @@ SIBLINGS = {
     ("msn.probe", "msn.build"): "the untrained encoder to compare with",
     ("msn.probe", "msn.evaluation.knn"): "the probe is a k-NN",
     ("msn.probe", "msn.report"): "the probe's last word",
+    **{
+        ("msn.interop." + reader, "msn.interop." + part): "weights of one form to and from another"
+        for reader, parts in {
+            "anything": ("huggingface", "official", "release", "tensorfile", "timm_vit", "weights"),
+            "card": ("weights",),
+            "graph": ("weights",),
+            "huggingface": ("card", "tensorfile", "weights"),
+            "official": ("weights",),
+            "release": ("card", "official"),
+            "tensorfile": ("official", "weights"),
+            "timm_vit": ("card", "tensorfile", "weights"),
+            "zoo": ("release",),
+        }.items()
+        for part in parts
+    },
+    ("msn.interop.weights", "msn.pretrained"): "the architecture that tensors tell",
+    ("msn.interop.card", "msn.pretrained"): "its official name",
     ("msn.report", "msn.evaluation.knn"): "a column of the table",
     ("msn.report", "msn.evaluation.lowshot"): "the other columns",
 }
 
 RANK_VARIABLE = re.compile(r"(LOCAL_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+")
-HEAVY = {"cyanure", "datasets", "matplotlib", "sklearn", "tensorboard"}  # imported where used
+HEAVY = {  # imported where used
+    *("cyanure", "datasets", "matplotlib", "onnx", "onnxruntime", "sklearn", "tensorboard"),
+    "transformers",
+}
 
 
 def module_name(path: Path) -> str:

@@ -45,6 +45,7 @@ def test_settings_of_the_paper(name: str) -> None:
     with torch.device("meta"):
         patches = patches_of(build_anchor(config, 3), config.data.rand_size)
     assert 1 + int(patches * (1.0 - drop)) == tokens
+    assert config.criterion.batch_size
     assert batch % config.criterion.batch_size == 0
     free = {"meta.model_name", "optimization.epochs", "data.patch_drop", "criterion.batch_size"}
     assert set(changes(name)) <= free  # all else is what the models share

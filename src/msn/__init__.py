@@ -1,17 +1,19 @@
 """Masked Siamese Networks: label-efficient self-supervised pre-training of Vision Transformers."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msn.frozen import load_encoder
+    from msn.interop.pretraining import MSNForPreTraining
 
-__all__ = ["load_encoder"]
+__all__ = ["MSNForPreTraining", "load_encoder"]
+
+_HOMES = {"MSNForPreTraining": "msn.interop.pretraining", "load_encoder": "msn.frozen"}
 
 
 def __getattr__(name: str) -> Any:
     # Looked up when it is used: `import msn` by itself loads no PyTorch.
-    if name == "load_encoder":
-        from msn.frozen import load_encoder
-
-        return load_encoder
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

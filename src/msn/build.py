@@ -129,6 +129,8 @@ class Parts:
     def load_weights(self, found: checkpoint.Found) -> None:
         """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
 
+        Weights from elsewhere have no projection head: the model keeps the one that was drawn.
+
         Raises:
             UserError: the weights are of another model.
         """
@@ -139,10 +141,9 @@ class Parts:
         if prototypes is not None and tuple(prototypes.shape) != own_shape:
             shapes = f"the file has {tuple(prototypes.shape)}, the model {own_shape}"
             raise checkpoint.mismatch(path, "prototypes", [shapes])
-        checkpoint.load_weights(self.model.anchor, state[key], path=path, key=key)
-        checkpoint.load_weights(
-            self.model.target, state["target_encoder"], path=path, key="target_encoder"
-        )
+        both = ((self.model.anchor, key), (self.model.target, "target_encoder"))
+        for module, name in both:
+            checkpoint.load_weights(module, state[name], path=path, key=name, optional="fc.")
         if prototypes is not None:
             with torch.no_grad():
                 self.model.prototypes.copy_(prototypes)

@@ -73,12 +73,12 @@ def save(path: Path, state: State) -> None:
             raise OSError(errno.EIO, "the disk may be full") from error
 
 
-def load(path: Path, key: str = "target_encoder") -> State:
+def load(path: Path, key: str | None = "target_encoder") -> State:
     """Read a checkpoint onto the CPU. Only tensors and plain values are read, never code.
 
     Args:
         path: of the file.
-        key: what a checkpoint of the wanted kind holds.
+        key: what a checkpoint of the wanted kind holds; None takes any.
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds pickled code.
@@ -98,7 +98,8 @@ def load(path: Path, key: str = "target_encoder") -> State:
         raise _damaged(path) from None
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
         raise _damaged(path) from None
-    if not isinstance(state, dict) or key not in state:
+    if not isinstance(state, dict) or key not in (None, *state):
+        key = key or "target_encoder"
         raise UserError(f"{path}: not the checkpoint that is needed, it has no key '{key}'")
     return state
 
@@ -129,8 +130,12 @@ def load_newest(
     return None
 
 
-def load_weights(module: nn.Module, weights: Any, *, path: Path, key: str) -> None:
+def load_weights(
+    module: nn.Module, weights: Any, *, path: Path, key: str, optional: str | None = None
+) -> None:
     """Load a state dict strictly; a `module.` prefix of DistributedDataParallel is dropped.
+
+    Of the names that begin with `optional` all may be missing: the module keeps its own.
 
     Raises:
         UserError: names are missing or left over, or shapes differ. The module is untouched.
@@ -139,6 +144,8 @@ def load_weights(module: nn.Module, weights: Any, *, path: Path, key: str) -> No
         raise UserError(f"{path}: '{key}' is not a state dict; it must map names to tensors")
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     own = module.state_dict()
+    if optional is not None and not any(name.startswith(optional) for name in weights):
+        weights |= {name: own[name] for name in own if name.startswith(optional)}
     problems = [f"{name} missing" for name in own if name not in weights]
     problems += [f"{name} unknown" for name in weights if name not in own]
     problems += [

@@ -9,6 +9,8 @@ from msn.errors import Interrupted, UserError
 
 COMMANDS = {
     "pretrain": "pre-train a Vision Transformer with Masked Siamese Networks",
+    "export": "write weights for other software, or release a whole run",
+    "import": "read weights from elsewhere, or download the released ones",
     "evaluate linear": "train linear classifiers on frozen features, with all labels",
     "evaluate finetune": "train encoder and classifier together, with labels",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,32 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(path.parent, os.O_RDONLY)  # makes the rename last through a power cut
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder so that `path` is there whole or not at all.
+
+    Gives a temporary folder beside it, which becomes `path` if the context ends without error.
+
+    Raises:
+        UserError: there is something at `path` already, or it cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists already; remove it or choose another place")
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with writing(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with writing(path):
+            for file in temporary.iterdir():
+                _sync(file, os.O_RDONLY)
+            os.replace(temporary, path)
+            _sync(path.parent, os.O_RDONLY)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -98,19 +98,24 @@ def read_pretrained(
     found = _entry(state, path, KEYS[encoder])
     weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
     config = state["config"] if isinstance(state.get("config"), dict) else {}
-    architecture = infer_architecture(weights, config, path=path)
+    architecture = infer_architecture(weights, config, path=path, num_heads=state.get("num_heads"))
     if model_name:
-        _require_model(architecture.size, model_name, path)
+        require_model(architecture.size, model_name, path)
     return Pretrained(path, weights, architecture, config, state.get("mean"), state.get("std"))
 
 
 def infer_architecture(
-    weights: State, config: dict[str, Any] | None = None, *, path: Path
+    weights: State,
+    config: dict[str, Any] | None = None,
+    *,
+    path: Path,
+    num_heads: int | None = None,
 ) -> Architecture:
     """The architecture of a state dict with official names and no prefix.
 
-    Shapes tell everything but the number of heads: that is the config's (as in our checkpoints),
-    else of the official model of these sizes, else one head for each 64 of the width.
+    Shapes tell everything but the number of heads: that is `num_heads`, else the config's (as in
+    our checkpoints), else of the official model of these sizes, else one head for each 64 of the
+    width.
 
     Raises:
         UserError: these are not the weights of a Vision Transformer, or of no known number of
@@ -133,15 +138,15 @@ def infer_architecture(
         mlp_ratio = (hidden + 0.5) / width
     blocks = (re.match(r"blocks\.(\d+)\.", name) for name in weights)
     depth = 1 + max(int(match[1]) for match in blocks if match)
-    heads = _heads(EncoderSize(patch_size, width, depth, 0, mlp_ratio), config or {}, path)
+    size = EncoderSize(patch_size, width, depth, 0, mlp_ratio)
+    heads = num_heads or _heads(size, config or {}, path)
     rows = math.isqrt(patches)
     if rows * rows != patches:
         raise UserError(f"{path}: pos_embed is for {patches} patches, which are no square")
     stride = patch_size or CONV_STEM_STRIDE
     # 224 px lose a border where the patch does not divide them, and give the same grid.
     side = IMAGENET_SIDE if IMAGENET_SIDE // stride == rows else rows * stride
-    size = EncoderSize(patch_size, width, depth, heads, mlp_ratio)
-    return Architecture(size, in_chans=first.shape[1], image_size=side)
+    return Architecture(size._replace(num_heads=heads), in_chans=first.shape[1], image_size=side)
 
 
 def official_names(size: EncoderSize) -> list[str]:
@@ -168,12 +173,17 @@ def _heads(size: EncoderSize, config: dict[str, Any], path: Path) -> int:
     if size.embed_dim % HEAD_WIDTH:
         raise UserError(
             f"{path}: {size.embed_dim} wide and {size.depth} deep is no official model, and the"
-            " file holds no config that tells the number of heads; use a checkpoint of `msn`"
+            " file does not tell the number of heads; give --num-heads, or a checkpoint of `msn`"
         )
     return size.embed_dim // HEAD_WIDTH
 
 
-def _require_model(size: EncoderSize, name: str, path: Path) -> None:
+def require_model(size: EncoderSize, name: str, path: Path) -> None:
+    """Refuse weights that are not of an official model.
+
+    Raises:
+        UserError: there is no such model, or the weights are of another one.
+    """
     if name not in ENCODERS:
         raise UserError(f"--model-name {name}: not a model; known are {', '.join(ENCODERS)}")
     if ENCODERS[name] == size:

@@ -235,7 +235,7 @@ class VisionTransformer(nn.Module):
         patches = patches + patch_positions
         if keep is not None:
             patches = select(patches, keep)
-        cls = (self.cls_token + cls_position).expand(len(images), -1, -1)
+        cls = (self.cls_token + cls_position).expand(images.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1)
 
     def resized_pos_embed(self, rows: int, columns: int) -> Tensor:

@@ -1,0 +1,152 @@
+"""Pre-train MSN on handwritten digits with the trainer of transformers.
+
+    pip install 'msn-pretraining[huggingface]'
+    python examples/huggingface_trainer.py --epochs 30 --out runs/trainer
+
+Prints the loss and what a k-NN makes of the features, before and after. Any other data set that
+gives `target`, `random` and `focal` views works the same way.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import msn
+from msn.data.batch import normalise
+from msn.data.draws import ViewSpec
+from msn.data.sources.digits import Digits
+from msn.data.views import SampleViews, eval_view, make_views
+from msn.evaluation.knn import knn
+from msn.optim import build_optimizer, parameter_groups
+
+SIZE, FOCAL_SIZE, BATCH = 16, 8, 64
+SPEC = ViewSpec(
+    rand_size=SIZE,
+    focal_size=FOCAL_SIZE,
+    rand_views=1,
+    focal_views=2,
+    rand_crop_scale=(0.6, 1.0),
+    focal_crop_scale=(0.25, 0.65),
+    flip=0.0,
+    color_jitter=0.8,
+    color_jitter_strength=0.25,
+    grayscale=0.0,
+    blur=0.8,
+)
+
+
+class DigitViews(Dataset[dict[str, Tensor]]):
+    """The views of one image as normalised tensors, new ones in each epoch."""
+
+    def __init__(self) -> None:
+        self.source = Digits(split="train")
+        self.mean, self.std = torch.tensor(self.source.mean), torch.tensor(self.source.std)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        pixels = {
+            "target": torch.empty(SIZE, SIZE, 1, dtype=torch.uint8),
+            "random": torch.empty(1, SIZE, SIZE, 1, dtype=torch.uint8),
+            "focal": torch.empty(2, FOCAL_SIZE, FOCAL_SIZE, 1, dtype=torch.uint8),
+        }
+        out = SampleViews(*(kind.numpy() for kind in pixels.values()))
+        image = self.source.read(index).image
+        make_views(image, SPEC, seed=0, epoch=self.epoch, sample=index, out=out)
+        return {kind: normalise(views, self.mean, self.std) for kind, views in pixels.items()}
+
+
+class MoveTarget(TrainerCallback):
+    """The target follows the anchor after each step of the optimiser."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
+        trainer["model"].after_step()
+
+
+def top1(model: msn.MSNForPreTraining) -> float:
+    """k-NN accuracy in percent on the held-out digits."""
+    encoder = model.encoder_weights().build()
+    features, labels = [], []
+    for split in ("train", "val"):
+        source = Digits(split=split)
+        images = [
+            eval_view(source.read(index).image.pixels(), SIZE) for index in range(len(source))
+        ]
+        pixels = torch.stack([torch.from_numpy(image) for image in images])
+        inputs = normalise(pixels, torch.tensor(source.mean), torch.tensor(source.std))
+        features.append(encoder.cls(inputs))
+        labels.append(torch.from_numpy(source.labels()))
+    return knn(features[0], labels[0], features[1], labels[1]).top1
+
+
+def main(arguments: list[str]) -> None:
+    """Train, and say what was learnt."""
+    parser = argparse.ArgumentParser(description="MSN on the digits with transformers.Trainer")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--out", default="runs/trainer", help="folder of the trained model")
+    options = parser.parse_args(arguments)
+    views = DigitViews()
+    torch.manual_seed(0)
+    model = msn.MSNForPreTraining(
+        total_steps=options.epochs * (len(views) // BATCH),
+        patch_size=4,
+        embed_dim=64,
+        depth=6,
+        num_heads=4,
+        image_size=SIZE,
+        in_chans=1,
+        hidden_dim=128,
+        out_dim=32,
+        num_prototypes=24,
+        sharpening=0.2,
+        momentum=(0.9, 1.0),
+        patch_drop=0.3,
+    )
+    optimizer = build_optimizer(parameter_groups(model.msn.anchor, model.msn.prototypes))
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-3
+        group["weight_decay"] = 0.04 if group["decayed"] else 0.0
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=options.out,
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=BATCH,
+            dataloader_drop_last=True,  # BatchNorm and the mean assignment want whole batches
+            lr_scheduler_type="cosine",
+            warmup_steps=100,
+            max_grad_norm=3.0,
+            logging_steps=20,
+            logging_strategy="steps",
+            logging_first_step=True,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=views,
+        optimizers=(optimizer, None),
+        callbacks=[MoveTarget()],
+    )
+    untrained = top1(model)
+    trainer.train()
+    model.save_pretrained(options.out)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    print(f"loss: {losses[0]:.3f} -> {losses[-1]:.3f}")
+    print(f"k-NN on held-out digits: untrained {untrained:.1f} %, trained {top1(model):.1f} %")
+    print(f"model in {options.out}: msn.MSNForPreTraining.from_pretrained({options.out!r})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

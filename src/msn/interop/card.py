@@ -1,0 +1,85 @@
+"""Model cards: what the weights are, how to load them, what licence they have to do with."""
+
+from msn.interop.weights import Weights
+from msn.pretrained import official_names
+
+PAPER = "https://arxiv.org/abs/2204.07141"
+LICENCE = """\
+The licence of the weights is for those who trained them to say: add it here. Weights derived from
+those that the authors of the paper released stay under CC BY-NC 4.0."""
+
+
+def huggingface(weights: Weights) -> str:
+    """README.md of a folder for transformers."""
+    name = "ViTMSNForImageClassification" if weights.classifier else "ViTMSNModel"
+    takes = "outputs.logits" if weights.classifier else "outputs.last_hidden_state[:, 0]"
+    code = f"""\
+from transformers import AutoImageProcessor, {name}
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+model = {name}.from_pretrained("FOLDER")
+outputs = model(**processor(images=image, return_tensors="pt"))
+features = {takes}
+"""
+    note = """\
+`last_hidden_state` is taken after the final layer norm. The low-shot and linear evaluations of the
+paper read the class token before it: `output_hidden_states=True`, then `hidden_states[-1][:, 0]`.
+"""
+    return _card(weights, "transformers", code, "" if weights.classifier else note)
+
+
+def timm(weights: Weights, name: str) -> str:
+    """README.md of a folder for timm; `name` is of the architecture there."""
+    code = f"""\
+import timm
+
+model = timm.create_model("local-dir:FOLDER")  # {name}
+features = model.eval()(images)  # (B, {weights.architecture.size.embed_dim})
+"""
+    note = """\
+Other image sizes: timm antialiases position embeddings when it resizes them, MSN does not.
+"""
+    return _card(weights, "timm", code, note)
+
+
+def release(weights: Weights, tag: str, steps: int) -> str:
+    """README.md of the whole state of a run."""
+    code = f"""\
+# check the hashes, copy into a folder of your own, go on training there
+# msn import FOLDER --as run runs/mine
+# python main.py --fname runs/mine/{tag}-config.yaml
+"""
+    note = f"""\
+The full state of a run after {steps} steps: anchor, target, projection heads, prototypes,
+optimiser, config and log. `SHA256SUMS` holds the hash of each file.
+"""
+    return _card(weights, "pytorch", code, note)
+
+
+def _card(weights: Weights, library: str, code: str, note: str) -> str:
+    size, channels = weights.architecture.size, weights.architecture.in_chans
+    named = " / ".join(official_names(size)) or "a size of its own"
+    patch = f"patch {size.patch_size}" if size.patch_size else "convolutional stem"
+    mean, std = (", ".join(f"{n:.6g}" for n in values) for values in weights.normalisation)
+    side = weights.architecture.image_size
+    return f"""\
+---
+library_name: {library}
+pipeline_tag: image-feature-extraction
+tags: [msn, self-supervised-learning, vision-transformer]
+---
+
+# Vision Transformer, pre-trained with Masked Siamese Networks
+
+- encoder: {named}: width {size.embed_dim}, depth {size.depth}, {size.num_heads} heads, {patch}
+- images: {side} x {side} px, {channels} channels, mean {mean}, standard deviation {std}
+- method: Masked Siamese Networks ({PAPER})
+
+```python
+{code}```
+
+{note}
+## Licence
+
+{LICENCE}
+"""

@@ -1,0 +1,134 @@
+"""Portable graphs of an encoder: ONNX and `torch.export`, one output, any batch size."""
+
+import importlib.util
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from msn.errors import UserError
+from msn.files import replacing
+from msn.interop.weights import Weights
+
+Tap = Literal["cls", "cls_prenorm", "patches", "patch_mean", "projection", "logits"]
+TAPS: tuple[Tap, ...] = get_args(Tap)
+OPSETS = range(18, 24)
+
+
+class Graph(nn.Module):
+    """An encoder as one function of images.
+
+    Args:
+        weights: of the encoder.
+        tap: what comes out. `cls`: class token after the final norm, (B, D); `cls_prenorm`: before
+            it, as the low-shot and linear evaluations read it; `patches`: normalised patch tokens,
+            (B, N, D); `patch_mean`: their mean, (B, D); `projection`: the head's output,
+            (B, out_dim); `logits`: of the classifier, (B, K).
+        normalise: take images in the scale 0 to 1 and normalise them inside.
+
+    Raises:
+        UserError: the weights have no head or classifier for the tap.
+    """
+
+    def __init__(self, weights: Weights, tap: Tap, *, normalise: bool) -> None:
+        super().__init__()
+        if tap == "projection" and not weights.head:
+            raise UserError("tap projection: these weights have no projection head; choose cls")
+        if tap == "logits" and weights.classifier is None:
+            raise UserError("tap logits: these weights have no classifier; choose cls")
+        self.encoder = weights.build()
+        self.tap = tap
+        self.classifier: nn.Module = nn.Identity()
+        if weights.classifier is not None:
+            classes, width = weights.classifier.weight.shape
+            self.classifier = nn.Linear(width, classes)
+            self.classifier.load_state_dict(weights.classifier._asdict())
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in weights.normalisation)
+        self.register_buffer("mean", mean if normalise else torch.zeros_like(mean))
+        self.register_buffer("std", std if normalise else torch.ones_like(std))
+        self.normalise = normalise
+        self.mean: Tensor
+        self.std: Tensor
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> what the tap says."""
+        if self.normalise:
+            images = (images - self.mean) / self.std
+        if self.tap == "cls_prenorm":
+            return self.encoder.cls(images, norm=False)
+        if self.tap == "projection":
+            return self.encoder(images)
+        if self.tap in ("patches", "patch_mean"):
+            patches = self.encoder.patch_tokens(images)
+            return patches if self.tap == "patches" else patches.mean(dim=1)
+        token = self.encoder.cls(images)
+        return self.classifier(token) if self.tap == "logits" else token
+
+
+def write_onnx(path: Path, graph: Graph, images: Tensor, *, opset: int = 18) -> None:
+    """Write a graph as one ONNX file, checked by running it.
+
+    Args:
+        path: to write.
+        graph: to trace.
+        images: (2, C, H, W) to trace and check with; the size H x W is fixed in the file, the
+            batch is free.
+        opset: version of the operators.
+
+    Raises:
+        UserError: what it takes is not installed, the version is not known, or the file does not
+            give the same features.
+    """
+    _require_installed("onnx", "onnxscript", "onnxruntime")
+    if opset not in OPSETS:
+        known = f"{OPSETS.start} to {OPSETS.stop - 1}"
+        raise UserError(f"--opset {opset}: not supported; use one of {known}")
+    with replacing(path) as temporary:
+        program = torch.onnx.export(
+            graph,
+            (images,),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+        assert program is not None
+        program.save(temporary)
+        _check_onnx(temporary, graph, images, path)
+
+
+def write_torch(path: Path, graph: Graph, images: Tensor) -> None:
+    """Write a graph with `torch.export`, to be read by `torch.export.load(path).module()`.
+
+    Arguments as for `write_onnx`.
+    """
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(graph, (images,), dynamic_shapes={"images": batch})
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def _check_onnx(temporary: Path, graph: Graph, images: Tensor, path: Path) -> None:
+    """Run the file on another batch size than it was traced with, and compare."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(temporary.read_bytes(), options)
+    (found,) = session.run(None, {"images": images[:1].numpy()})
+    expected = graph(images[:1])
+    error = (torch.from_numpy(found) - expected).abs().max() / expected.abs().max()
+    if not error < 1e-4:
+        raise UserError(f"{path}: onnxruntime gives other features (by {error:.1e}); not written")
+
+
+def _require_installed(*libraries: str) -> None:
+    missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} not installed; run: pip install 'msn-pretraining[onnx]'"
+        )

@@ -1,0 +1,222 @@
+"""Hugging Face folders of ViTMSN: `config.json`, `model.safetensors`, `preprocessor_config.json`.
+
+Written under the parameter names of transformers 4, which version 5 reads, too; read under either.
+Writing needs no transformers.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from msn.errors import UserError
+from msn.files import new_folder
+from msn.interop import card
+from msn.interop.tensorfile import read_json, read_tensors
+from msn.interop.weights import Classifier, Normalisation, Tensors, Weights, weights_from
+from msn.models.encoder import EncoderSize
+
+MODEL_TYPE = "vit_msn"
+PREFIX = "vit."
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+FIXED = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6}
+"""What every MSN encoder has; a folder with other values is of another model."""
+
+OUTER = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+}
+BLOCK_4 = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.q": "attention.attention.query",
+    "attn.k": "attention.attention.key",
+    "attn.v": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+BLOCK_5 = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.q": "attention.q_proj",
+    "attn.k": "attention.k_proj",
+    "attn.v": "attention.v_proj",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+"""Official names and those of a layer of transformers, by major version; it splits q, k, v."""
+
+
+def write(folder: Path, weights: Weights) -> None:
+    """Write a folder that `ViTMSNModel.from_pretrained` and the Auto classes read.
+
+    Raises:
+        UserError: the encoder has a convolutional stem, which ViTMSN has not; or the folder exists
+            or cannot be written.
+    """
+    size = weights.architecture.size
+    if size.patch_size is None:
+        raise UserError(
+            f"{folder}: ViTMSN of Hugging Face has no convolutional stem, which this encoder has;"
+            " export to official or onnx"
+        )
+    tensors = to_huggingface(weights.encoder)
+    if weights.classifier:
+        tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
+        tensors |= {f"classifier.{n}": t for n, t in weights.classifier._asdict().items()}
+    with new_folder(folder) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        _write_json(temporary / CONFIG, _config(weights))
+        _write_json(temporary / PREPROCESSOR, _preprocessor(weights))
+        (temporary / "README.md").write_text(card.huggingface(weights), encoding="utf-8")
+
+
+def read(folder: Path) -> Weights:
+    """Read a folder of ViTMSN, with or without classifier, sharded or not.
+
+    Raises:
+        UserError: not such a folder, or its tensors are not those that its config says.
+    """
+    config = read_json(folder / CONFIG)
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(
+            f"{folder / CONFIG}: model_type is {config.get('model_type')!r}; only {MODEL_TYPE!r}"
+            " can be imported"
+        )
+    for key, value in FIXED.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{folder / CONFIG}: {key} {config[key]!r} is not MSN's {value!r}")
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(folder).items()}
+    tensors.pop("embeddings.mask_token", None)  # ViTMSN's masking by replacement, not MSN's
+    weight, bias = tensors.pop("classifier.weight", None), tensors.pop("classifier.bias", None)
+    return weights_from(
+        from_huggingface(tensors),
+        path=folder,
+        num_heads=config.get("num_attention_heads", 12),
+        classifier=Classifier(weight, bias) if weight is not None and bias is not None else None,
+        normalisation=_normalisation(folder),
+    )
+
+
+def to_huggingface(encoder: Tensors) -> Tensors:
+    """Tensors of an encoder without head under the names of transformers 4."""
+    renamed: Tensors = {}
+    for name, tensor in encoder.items():
+        block = re.fullmatch(r"blocks\.(\d+)\.(.+?)(?:\.(weight|bias))?", name)
+        if not block:
+            renamed[_outer(name, OUTER)] = tensor
+            continue
+        number, part, kind = block.groups()
+        if part == "attn.qkv":
+            for third, values in zip("qkv", tensor.chunk(3), strict=True):
+                theirs = f"encoder.layer.{number}.{BLOCK_4[f'attn.{third}']}.{kind}"
+                renamed[theirs] = values.contiguous()
+        else:
+            renamed[f"encoder.layer.{number}.{BLOCK_4[part]}.{kind}"] = tensor
+    return renamed
+
+
+def from_huggingface(tensors: Tensors) -> Tensors:
+    """The other way round, from the names of either version; unknown names stay as they are."""
+    renamed: Tensors = {}
+    thirds: dict[str, dict[str, Tensor]] = {}
+    outer = {theirs: ours for ours, theirs in OUTER.items()}
+    for name, tensor in tensors.items():
+        block = re.fullmatch(r"(encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)", name)
+        if not block:
+            renamed[_outer(name, outer)] = tensor
+            continue
+        stack, number, part, kind = block.groups()
+        names = {
+            theirs: ours for ours, theirs in (BLOCK_5 if stack == "layers" else BLOCK_4).items()
+        }
+        ours = names.get(part)
+        if ours is None:
+            renamed[name] = tensor
+        elif ours in ("attn.q", "attn.k", "attn.v"):
+            thirds.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[ours] = tensor
+        else:
+            renamed[f"blocks.{number}.{ours}.{kind}"] = tensor
+    for name, parts in thirds.items():
+        if len(parts) == 3:  # else it is missing, and said to be
+            renamed[name] = torch.cat([parts[f"attn.{third}"] for third in "qkv"])
+    return renamed
+
+
+def _outer(name: str, names: dict[str, str]) -> str:
+    """A name outside the blocks: as a whole, or before `.weight` and `.bias`."""
+    stem, _, kind = name.rpartition(".")
+    return names.get(name) or (f"{names[stem]}.{kind}" if stem in names else name)
+
+
+def _config(weights: Weights) -> dict[str, Any]:
+    size, image_size, channels = _facts(weights)
+    config: dict[str, Any] = {
+        "architectures": ["ViTMSNModel"],
+        "model_type": MODEL_TYPE,
+        "hidden_size": size.embed_dim,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.num_heads,
+        "intermediate_size": int(size.embed_dim * size.mlp_ratio),
+        "image_size": image_size,
+        "patch_size": size.patch_size,
+        "num_channels": channels,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        **FIXED,
+    }
+    if weights.classifier:
+        names = [f"LABEL_{label}" for label in range(len(weights.classifier.bias))]
+        config["architectures"] = ["ViTMSNForImageClassification"]
+        config["id2label"] = {str(label): name for label, name in enumerate(names)}
+        config["label2id"] = {name: label for label, name in enumerate(names)}
+    return config
+
+
+def _preprocessor(weights: Weights) -> dict[str, Any]:
+    """The evaluation view: short side to 256 / 224 of the size, centre crop, as for ImageNet."""
+    _, image_size, channels = _facts(weights)
+    return {
+        # ViT's own processor cannot crop; this one of transformers can, under all versions.
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": round(image_size * 256 / 224)},
+        "resample": 2,  # bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(weights.normalisation.mean),
+        "image_std": list(weights.normalisation.std),
+    }
+
+
+def _facts(weights: Weights) -> tuple[EncoderSize, int, int]:
+    architecture = weights.architecture
+    return architecture.size, architecture.image_size, architecture.in_chans
+
+
+def _normalisation(folder: Path) -> Normalisation | None:
+    """What the folder says of it, if it does."""
+    if not (folder / PREPROCESSOR).exists():
+        return None
+    values = read_json(folder / PREPROCESSOR)
+    mean, std = values.get("image_mean"), values.get("image_std")
+    if not isinstance(mean, list) or not isinstance(std, list):
+        return None
+    return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,160 @@
+"""`MSNForPreTraining`: MSN as one module in the manner of Hugging Face, for any trainer."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from msn.data.batch import Views
+from msn.interop.weights import Normalisation, Weights, weights_from
+from msn.losses import log_prior
+from msn.models.encoder import EncoderSize, build_encoder
+from msn.models.head import projection_head
+from msn.models.msn import MSN
+from msn.schedules import linear
+
+
+class PreTrainingOutput(NamedTuple):
+    """One forward pass; trainers minimise the first entry.
+
+    Attributes:
+        loss: scalar.
+        cross_entropy, regulariser: its two parts, without gradient.
+        target_features: (B, out_dim), of the target's head.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    regulariser: Tensor
+    target_features: Tensor
+
+
+class MSNForPreTraining(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="msn",
+    tags=["msn", "self-supervised-learning", "vision-transformer"],
+):
+    """Anchor, target and prototypes of MSN, with `save_pretrained`, `from_pretrained`, and
+    `push_to_hub`.
+
+    The target follows the anchor once after every step of the optimiser: call `after_step()` then,
+    or give a trainer of transformers a callback that does (see examples/huggingface_trainer.py).
+    While training it computes in training mode, as in the official code.
+    To evaluate, take `encoder_weights().build()`.
+
+    Args:
+        total_steps: optimiser steps of the training, over which the momentum grows.
+        patch_size: side of a patch in pixels.
+        embed_dim: width of the encoder.
+        depth: number of its blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of a block's MLP over `embed_dim`.
+        image_size: side in pixels of target and random views.
+        in_chans: channels of an image.
+        drop_path_rate: stochastic depth of the last block.
+        hidden_dim: hidden width of the projection head.
+        out_dim: width of its output and of a prototype.
+        num_prototypes: number of prototypes.
+        temperature: of the anchors' assignment.
+        sharpening: T of the targets, p^(1/T).
+        momentum: of the target at the first and after the last step.
+        sinkhorn_iterations: 0 leaves the targets unbalanced.
+        memax_weight: weight of the regulariser.
+        patch_drop: share of patches that random views lose.
+        seed: of the masks.
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        patch_size: int = 16,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        image_size: int = 224,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        hidden_dim: int = 2048,
+        out_dim: int = 256,
+        num_prototypes: int = 1024,
+        temperature: float = 0.1,
+        sharpening: float = 0.25,
+        momentum: tuple[float, float] = (0.996, 1.0),
+        sinkhorn_iterations: int = 3,
+        memax_weight: float = 1.0,
+        patch_drop: float = 0.15,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        size = EncoderSize(patch_size, embed_dim, depth, num_heads, mlp_ratio)
+        self.num_heads = num_heads
+        self.msn = MSN(
+            build_encoder(
+                size,
+                image_size=image_size,
+                in_chans=in_chans,
+                drop_path_rate=drop_path_rate,
+                head=projection_head(embed_dim, hidden_dim, out_dim, batch_norm=True),
+            ),
+            num_prototypes=num_prototypes,
+            out_dim=out_dim,
+            temperature=temperature,
+            sharpening=lambda step: sharpening,
+            momentum=partial(linear, total=total_steps, start=momentum[0], final=momentum[1]),
+            log_prior=log_prior(num_prototypes),
+            sinkhorn_iterations=sinkhorn_iterations,
+            memax_weight=memax_weight,
+            patch_drop=patch_drop,
+            seed=seed,
+        )
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def forward(
+        self, target: Tensor, random: Tensor, focal: Tensor | None = None
+    ) -> PreTrainingOutput:
+        """Losses of one batch of normalised views, of B images each.
+
+        Args:
+            target: (B, C, H, W).
+            random: (B, R, C, H, W), anchor views that lose patches.
+            focal: (B, F, C, h, w), small anchor views.
+        """
+        if focal is None:
+            focal = random[:, :0]
+        views = Views(target, random.transpose(0, 1), focal.transpose(0, 1))
+        output = self.msn(views, step=int(self.step))
+        return PreTrainingOutput(
+            output.total,
+            output.losses.cross_entropy.detach(),
+            output.losses.regulariser.detach(),
+            output.target_features,
+        )
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the target towards the anchor: once after each step of the optimiser."""
+        self.msn.after_step(int(self.step))
+        self.step += 1
+
+    def encoder_weights(self, normalisation: Normalisation | None = None) -> Weights:
+        """The target encoder with head and prototypes, to be built, evaluated or exported.
+
+        Args:
+            normalisation: of the images that it was trained on; None says ImageNet's.
+        """
+        tensors = {name: t.detach().clone() for name, t in self.msn.target.state_dict().items()}
+        return weights_from(
+            tensors,
+            path=Path("MSNForPreTraining"),
+            num_heads=self.num_heads,
+            prototypes=self.msn.prototypes.detach().clone(),
+            normalisation=normalisation,
+        )

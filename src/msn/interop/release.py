@@ -1,0 +1,113 @@
+"""The whole state of a run in one folder with hashes, to be published and continued elsewhere."""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+from msn import checkpoint
+from msn.errors import UserError
+from msn.files import new_folder, writing
+from msn.interop import card, official
+
+SUMS = "SHA256SUMS"
+NEEDED = ("encoder", "target_encoder", "prototypes", "opt", "step", "config")
+EXTRAS = ("{tag}_r*.csv", "{tag}-probe.csv", "{tag}-report.json", "{tag}-report.png")
+
+
+def write(folder: Path, path: Path) -> None:
+    """Copy a checkpoint with its config and log into a new folder, with a card and hashes.
+
+    Args:
+        folder: to be made.
+        path: `TAG-latest.pth.tar` or `TAG-epN.pth.tar` of a run, in the folder of that run.
+
+    Raises:
+        UserError: it is no full checkpoint of this project, or its config is not beside it.
+    """
+    tag, state = _tag(path), checkpoint.load(path)
+    missing = [key for key in NEEDED if key not in state]
+    if missing:
+        raise UserError(
+            f"{path}: has no {', '.join(missing)}, so training cannot go on from it;"
+            " export to official what holds weights only"
+        )
+    config = checkpoint.config_path(path.parent, tag)
+    if not config.exists():
+        raise UserError(f"{config}: missing; the config of the run has to be beside its checkpoint")
+    logs = [log for pattern in EXTRAS for log in sorted(path.parent.glob(pattern.format(tag=tag)))]
+    readme = card.release(official.from_state(state, path=path), tag, int(state["step"]))
+    with new_folder(folder) as temporary, writing(folder):
+        for file in (path, config, *logs):
+            shutil.copyfile(file, temporary / file.name)
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+        names = sorted(file.name for file in temporary.iterdir())
+        lines = [f"{sha256(temporary / name)}  {name}\n" for name in names]
+        (temporary / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def unpack(release: Path, folder: Path) -> list[Path]:
+    """Copy the files of a release into a new folder to go on in, once all hashes are right.
+
+    Raises:
+        UserError: a file is missing or is not the one that was released.
+    """
+    names = verify(release)
+    with new_folder(folder) as temporary, writing(folder):
+        for name in names:
+            shutil.copyfile(release / name, temporary / name)
+    return [folder / name for name in names]
+
+
+def checkpoint_in(release: Path) -> Path:
+    """The checkpoint of a release, once all hashes are right.
+
+    Raises:
+        UserError: as `unpack` does.
+    """
+    names = [name for name in verify(release) if name.endswith(".pth.tar")]
+    if len(names) != 1:
+        raise UserError(f"{release / SUMS}: lists {len(names)} checkpoints, must be one")
+    return release / names[0]
+
+
+def verify(release: Path) -> list[str]:
+    """Names of the files of a release, all of which have the hashes that they should.
+
+    Raises:
+        UserError: they have not; all that is wrong is listed.
+    """
+    try:
+        lines = (release / SUMS).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{release / SUMS}: cannot be read; get the release anew") from None
+    problems, names = [], []
+    for line in lines:
+        match = re.fullmatch(r"([0-9a-f]{64})  ([^/\\]+)", line)
+        if not match:
+            raise UserError(f"{release / SUMS}: not a line of a hash and a file name: {line!r}")
+        expected, name = match.groups()
+        names.append(name)
+        if not (release / name).is_file():
+            problems.append(f"{name} is missing")
+        elif sha256(release / name) != expected:
+            problems.append(f"{name} has another SHA-256")
+    if problems:
+        raise UserError(f"{release}: {'; '.join(problems)}; get the release anew")
+    return names
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _tag(path: Path) -> str:
+    match = re.fullmatch(r"(.+)-(?:latest|ep\d+)\.pth\.tar", path.name)
+    if not match:
+        raise UserError(f"{path}: not TAG-latest.pth.tar or TAG-epN.pth.tar of a run; give one")
+    return match[1]

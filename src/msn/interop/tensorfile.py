@@ -1,0 +1,83 @@
+"""Folders and files of tensors from elsewhere: safetensors, shards, torch files. No code is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from msn import checkpoint
+from msn.errors import UserError
+from msn.interop.official import require_tensors
+from msn.interop.weights import Tensors
+
+MAX_JSON_BYTES = 16 * 2**20
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        UserError: missing, too large, or not that.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        value = json.loads(content) if len(content) <= MAX_JSON_BYTES else None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is not a JSON object; check that the file is whole")
+    return value
+
+
+def read_tensors(folder: Path) -> Tensors:
+    """The tensors of a model folder: one file, or shards with an index.
+
+    Raises:
+        UserError: there are none, a shard is missing or damaged.
+    """
+    for name in SINGLE:
+        if (folder / name).exists():
+            return read_file(folder / name)
+    for name in INDICES:
+        if (folder / name).exists():
+            return _read_shards(folder, read_json(folder / name).get("weight_map"), name)
+    raise UserError(f"{folder}: holds no weights; {' or '.join(SINGLE)} is expected there")
+
+
+def read_file(path: Path) -> Tensors:
+    """The tensors of one file, of safetensors or torch.
+
+    Raises:
+        UserError: missing, damaged, holding code, or not tensors by name.
+    """
+    if path.suffix != ".safetensors":
+        return require_tensors(checkpoint.load(path, None), str(path))
+    try:
+        # Not mapped into memory: a file replaced while in use would end the process.
+        return load(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path") from None
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: truncated, damaged, or not safetensors ({reason})") from None
+
+
+def _read_shards(folder: Path, weight_map: Any, index: str) -> Tensors:
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise UserError(f"{folder / index}: has no weight_map of names to files")
+    tensors: Tensors = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise UserError(f"{folder / index}: names a file outside the folder ({file!r})")
+        tensors |= read_file(folder / file)
+    missing = [name for name in weight_map if name not in tensors]
+    if missing:
+        raise UserError(f"{folder}: the shards lack {', '.join(missing)}; get the folder anew")
+    return tensors

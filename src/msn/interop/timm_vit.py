@@ -1,0 +1,130 @@
+"""timm folders of a Vision Transformer: `config.json` and `model.safetensors`.
+
+timm names the tensors as the official code does. Written without building a model of timm's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from msn.errors import UserError
+from msn.files import new_folder
+from msn.interop import card
+from msn.interop.tensorfile import read_json, read_tensors
+from msn.interop.weights import Classifier, Normalisation, Tensors, Weights, weights_from
+
+CONFIG = "config.json"
+NAMES = {
+    (192, 16): "vit_tiny_patch16_224",
+    (384, 16): "vit_small_patch16_224",
+    (384, 8): "vit_small_patch8_224",
+    (768, 16): "vit_base_patch16_224",
+    (768, 8): "vit_base_patch8_224",
+    (1024, 16): "vit_large_patch16_224",
+}
+"""timm's architectures by width and patch; any other size is the first, with arguments."""
+
+
+def write(folder: Path, weights: Weights) -> None:
+    """Write a folder that `timm.create_model("local-dir:FOLDER")` builds and loads.
+
+    Its `model.safetensors` is also the `checkpoint_path` of the architecture that the config names.
+
+    Raises:
+        UserError: the encoder has a convolutional stem, which timm's ViT has not; or the folder
+            exists or cannot be written.
+    """
+    if weights.architecture.size.patch_size is None:
+        raise UserError(
+            f"{folder}: timm's VisionTransformer has no convolutional stem, which this encoder has;"
+            " export to official or onnx"
+        )
+    tensors = dict(weights.encoder)
+    if weights.classifier:
+        tensors |= {f"head.{name}": t for name, t in weights.classifier._asdict().items()}
+    config = _config(weights)
+    with new_folder(folder) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(config, indent=2) + "\n"
+        (temporary / CONFIG).write_text(text, encoding="utf-8")
+        readme = card.timm(weights, config["architecture"])
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
+
+
+def read(folder: Path) -> Weights:
+    """Read a folder of a plain timm ViT: class token, no pooling norm, no extra tokens.
+
+    Raises:
+        UserError: not such a folder, or of a ViT with other parts, which are listed.
+    """
+    config = read_json(folder / CONFIG)
+    arguments, cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or config
+    mean, std = cfg.get("mean"), cfg.get("std")
+    return from_tensors(
+        read_tensors(folder),
+        path=folder,
+        num_heads=arguments.get("num_heads"),
+        normalisation=Normalisation(tuple(mean), tuple(std)) if mean and std else None,
+    )
+
+
+def from_tensors(
+    tensors: Tensors,
+    *,
+    path: Path,
+    num_heads: int | None = None,
+    normalisation: Normalisation | None = None,
+) -> Weights:
+    """Weights from timm's state dict of such a model."""
+    rest = {name: t for name, t in tensors.items() if name not in ("head.weight", "head.bias")}
+    classifier = None
+    if len(tensors) == len(rest) + 2:
+        classifier = Classifier(tensors["head.weight"], tensors["head.bias"])
+    return weights_from(
+        rest,
+        path=path,
+        num_heads=num_heads,
+        classifier=classifier,
+        normalisation=normalisation,
+    )
+
+
+def _config(weights: Weights) -> dict[str, Any]:
+    size = weights.architecture.size
+    side, channels = weights.architecture.image_size, weights.architecture.in_chans
+    assert size.patch_size is not None
+    name = NAMES.get((size.embed_dim, size.patch_size), next(iter(NAMES.values())))
+    classes = len(weights.classifier.bias) if weights.classifier else 0
+    return {
+        "architecture": name,
+        "num_classes": classes,
+        "num_features": size.embed_dim,
+        "global_pool": "token",
+        "model_args": {
+            "img_size": side,
+            "patch_size": size.patch_size,
+            "in_chans": channels,
+            "embed_dim": size.embed_dim,
+            "depth": size.depth,
+            "num_heads": size.num_heads,
+            "mlp_ratio": size.mlp_ratio,
+        },
+        "pretrained_cfg": {
+            "tag": "msn",
+            "architecture": name,
+            "custom_load": False,
+            "input_size": [channels, side, side],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 224 / 256,
+            "crop_mode": "center",
+            "mean": list(weights.normalisation.mean),
+            "std": list(weights.normalisation.std),
+            "num_classes": classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }

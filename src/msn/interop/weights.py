@@ -1,0 +1,145 @@
+"""The form that all others are read into and written from: tensors under the official names."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from msn.errors import UserError
+from msn.models.encoder import VisionTransformer, build_encoder
+from msn.models.head import projection_head
+from msn.pretrained import Architecture, infer_architecture
+
+Tensors = dict[str, Tensor]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HEAD = "fc."
+
+
+class Classifier(NamedTuple):
+    """A linear layer on the normalised class token: weight (K, D), bias (K,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of the images, a number per channel, in the scale 0 to 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """An encoder and what was saved with it.
+
+    Attributes:
+        architecture: of the encoder.
+        normalisation: of its images.
+        encoder: tensors by official name, without the head.
+        head: tensors of the projection head (`fc.*`), none where it was not kept.
+        prototypes: (K, out_dim), None where they were not kept.
+        classifier: of a fine-tuned model.
+    """
+
+    architecture: Architecture
+    normalisation: Normalisation
+    encoder: Tensors
+    head: Tensors = field(default_factory=dict)
+    prototypes: Tensor | None = None
+    classifier: Classifier | None = None
+
+    def build(self) -> VisionTransformer:
+        """The encoder, with its head if there is one, in evaluation mode."""
+        encoder = _without_values(self.architecture, self.head)
+        encoder.load_state_dict(self.encoder | self.head, assign=True)
+        return encoder.requires_grad_(False).eval()
+
+
+def weights_from(
+    tensors: Mapping[str, Tensor],
+    *,
+    path: Path,
+    num_heads: int | None = None,
+    prototypes: Tensor | None = None,
+    classifier: Classifier | None = None,
+    normalisation: Normalisation | None = None,
+) -> Weights:
+    """Weights from the tensors of an encoder in official names, with or without its head.
+
+    Args:
+        tensors: with or without `module.` prefixes.
+        path: where they were read, for errors.
+        num_heads: attention heads, which the tensors do not tell; None takes those of the official
+            encoder of this size.
+        prototypes: passed on.
+        classifier: passed on.
+        normalisation: of the images; None takes ImageNet's.
+
+    Raises:
+        UserError: the tensors are not those of an encoder: all that is wrong is listed; or the
+            number of heads is not known.
+    """
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    if len(head) == len(tensors):
+        raise UserError(f"{path}: holds a projection head without an encoder; give both")
+    architecture = infer_architecture(tensors, path=path, num_heads=num_heads)
+    if architecture.size.embed_dim % architecture.size.num_heads:
+        raise UserError(
+            f"{path}: {architecture.size.num_heads} attention heads do not divide the width"
+            f" {architecture.size.embed_dim}; give the number that it was trained with"
+        )
+    encoder = {name: tensor for name, tensor in tensors.items() if name not in head}
+    problems = differences(tensors, _without_values(architecture, head).state_dict())
+    if problems:
+        size = architecture.size
+        raise UserError(
+            f"{path}: not the tensors of a ViT of width {size.embed_dim} and depth {size.depth}:"
+            f" {'; '.join(problems)}; check that the file is whole and of such an encoder"
+        )
+    return Weights(
+        architecture=architecture,
+        normalisation=normalisation or imagenet_normalisation(architecture.in_chans),
+        encoder=encoder,
+        head=head,
+        prototypes=prototypes,
+        classifier=classifier,
+    )
+
+
+def imagenet_normalisation(channels: int) -> Normalisation:
+    """ImageNet's numbers; for another number of channels than three, their mean for each."""
+    if channels == len(IMAGENET_MEAN):
+        return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
+    return Normalisation((mean,) * channels, (std,) * channels)
+
+
+def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unknown or of another shape in `given`."""
+    problems = [f"{name} missing" for name in expected if name not in given]
+    problems += [f"{name} unknown" for name in given if name not in expected]
+    problems += [
+        f"{name} is {tuple(given[name].shape)} and must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return problems
+
+
+def _without_values(architecture: Architecture, head: Tensors) -> VisionTransformer:
+    """The encoder on the meta device, with a head as its tensors have it."""
+    with torch.device("meta"):
+        fc = None
+        if {HEAD + "fc1.weight", HEAD + "fc3.weight"} <= head.keys():
+            hidden, out = (head[HEAD + name].shape[0] for name in ("fc1.weight", "fc3.weight"))
+            batch_norm = any(name.startswith(HEAD + "bn") for name in head)
+            width = architecture.size.embed_dim
+            fc = projection_head(width, hidden, out, batch_norm=batch_norm)
+        size, side, channels = architecture.size, architecture.image_size, architecture.in_chans
+        return build_encoder(size, image_size=side, in_chans=channels, head=fc)

@@ -1,0 +1,97 @@
+"""Portable graphs, run by onnxruntime and torch."""
+
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from msn.errors import UserError
+from msn.interop.graph import TAPS, Graph, Tap, write_onnx, write_torch
+from msn.models.encoder import ENCODERS, EncoderSize
+from tests.interop.encoders import images, random_weights, relative
+
+WEIGHTS = random_weights(classes=5)
+
+
+def by_onnxruntime(path: Path, views: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(path)
+    return torch.from_numpy(session.run(None, {"images": views.numpy()})[0])
+
+
+def test_each_tap_is_what_it_says() -> None:
+    encoder, views = WEIGHTS.build(), images(16)
+    (tokens,) = encoder.block_outputs(views)
+    normed = encoder.norm(tokens)
+    assert WEIGHTS.classifier
+    expected: dict[Tap, torch.Tensor] = {
+        "cls": normed[:, 0],
+        "cls_prenorm": tokens[:, 0],
+        "patches": normed[:, 1:],
+        "patch_mean": normed[:, 1:].mean(dim=1),
+        "projection": encoder(views),
+        "logits": normed[:, 0] @ WEIGHTS.classifier.weight.T + WEIGHTS.classifier.bias,
+    }
+    assert set(expected) == set(TAPS)
+    for tap, values in expected.items():
+        assert relative(Graph(WEIGHTS, tap, normalise=False)(views), values) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("tap", "normalise", "size"),
+    [("cls", True, (16, 16)), ("patches", False, (24, 16)), ("logits", True, (12, 12))],
+)
+def test_onnx_at_any_batch_size(
+    tmp_path: Path, tap: Tap, normalise: bool, size: tuple[int, int]
+) -> None:
+    """At the image size, at a rectangle, and at a size that does not divide it."""
+    graph = Graph(WEIGHTS, tap, normalise=normalise)
+    write_onnx(tmp_path / "a.onnx", graph, images(*size))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    for batch in (1, 2, 5):
+        views = images(*size, batch=batch)
+        assert relative(by_onnxruntime(tmp_path / "a.onnx", views), graph(views)) < 1e-5
+
+
+def test_onnx_of_vit_s_at_full_size(tmp_path: Path) -> None:
+    weights = random_weights(ENCODERS["deit_small"], image_size=224, with_head=False)
+    graph = Graph(weights, "cls", normalise=False)
+    write_onnx(tmp_path / "a.onnx", graph, images(224))
+    views = images(224, batch=1)
+    assert relative(by_onnxruntime(tmp_path / "a.onnx", views), weights.build().cls(views)) < 1e-5
+
+
+@pytest.mark.parametrize("size", [EncoderSize(4, 48, 3, 4), EncoderSize(None, 48, 2, 4)])
+def test_torch_export_at_any_batch_size(tmp_path: Path, size: EncoderSize) -> None:
+    weights = random_weights(size, image_size=32)
+    graph = Graph(weights, "cls", normalise=True)
+    write_torch(tmp_path / "a.pt2", graph, images(32))
+    loaded = torch.export.load(tmp_path / "a.pt2").module()
+    for batch in (1, 2, 5):
+        views = images(32, batch=batch)
+        assert relative(loaded(views), graph(views)) < 1e-5
+
+
+def test_normalisation_is_folded_in() -> None:
+    pixels = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in WEIGHTS.normalisation)
+    inside = Graph(WEIGHTS, "cls", normalise=True)(pixels)
+    outside = Graph(WEIGHTS, "cls", normalise=False)((pixels - mean) / std)
+    assert relative(inside, outside) < 1e-5
+
+
+def test_what_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph(WEIGHTS, "cls", normalise=False)
+    with pytest.raises(UserError, match=r"--opset 7: not supported; use one of 18 to"):
+        write_onnx(tmp_path / "a.onnx", graph, images(16), opset=7)
+    with pytest.raises(UserError, match="no classifier; choose cls"):
+        Graph(random_weights(), "logits", normalise=False)
+    with pytest.raises(UserError, match="no projection head; choose cls"):
+        Graph(random_weights(with_head=False), "projection", normalise=False)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"onnxscript not installed; run: pip install 'msn-pre"):
+        write_onnx(tmp_path / "a.onnx", graph, images(16))
+    assert list(tmp_path.iterdir()) == []

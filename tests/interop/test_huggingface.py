@@ -1,0 +1,234 @@
+"""Folders for transformers, against the models of transformers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    ViTMSNConfig,
+    ViTMSNForImageClassification,
+    ViTMSNModel,
+)
+
+from msn.errors import UserError
+from msn.interop import anything, huggingface
+from msn.interop.tensorfile import read_file
+from msn.interop.weights import Weights
+from msn.models.encoder import ENCODERS
+from tests.interop.encoders import TINY, images, random_weights, relative, same
+
+
+def loaded(model: Any, folder: Path) -> Any:
+    """The model of a folder, which it fits with nothing missing and nothing left over."""
+    built, report = model.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return built.eval()
+
+
+def written(folder: Path, weights: Weights) -> Path:
+    huggingface.write(folder, weights)
+    return folder
+
+
+@torch.no_grad()
+def test_features_of_vit_s_at_full_size(tmp_path: Path) -> None:
+    weights = random_weights(ENCODERS["deit_small"], image_size=224, with_head=False)
+    model, encoder = loaded(ViTMSNModel, written(tmp_path / "a", weights)), weights.build()
+    for size in ((224, 224), (96, 96), (96, 160)):
+        views = images(*size, batch=1)
+        theirs = model(views, interpolate_pos_encoding=size != (224, 224)).last_hidden_state
+        assert relative(encoder.cls(views), theirs[:, 0]) < 1e-5
+        assert relative(encoder.patch_tokens(views), theirs[:, 1:]) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["deit_base_p4", "deit_large_p7"])
+def test_features_of_the_larger_released_shapes(tmp_path: Path, name: str) -> None:
+    """On small images: benchmarks/interop.py has all at 224 px."""
+    weights = random_weights(ENCODERS[name], image_size=224, with_head=False)
+    model = loaded(ViTMSNModel, written(tmp_path / "a", weights))
+    views = images(42, batch=1)
+    theirs = model(views, interpolate_pos_encoding=True).last_hidden_state[:, 0]
+    assert relative(weights.build().cls(views), theirs) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logits_of_a_classifier(tmp_path: Path, channels: int) -> None:
+    weights = random_weights(classes=7, in_chans=channels)
+    assert weights.classifier
+    model = loaded(ViTMSNForImageClassification, written(tmp_path / "a", weights))
+    views = images(16, channels=channels)
+    ours = weights.build().cls(views) @ weights.classifier.weight.T + weights.classifier.bias
+    assert model.config.num_labels == 7
+    assert relative(ours, model(views).logits) < 1e-5
+
+
+def test_the_pre_norm_token_is_where_the_card_says(tmp_path: Path) -> None:
+    weights, views = random_weights(), images(16)
+    model = loaded(ViTMSNModel, written(tmp_path / "a", weights))
+    with torch.no_grad():
+        states = model(views, output_hidden_states=True).hidden_states
+    assert relative(weights.build().cls(views, norm=False), states[-1][:, 0]) < 1e-5
+    assert "hidden_states[-1][:, 0]" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_auto_classes_in_a_fresh_process(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", random_weights())
+    code = (
+        "import sys; from transformers import AutoImageProcessor, AutoModel;"
+        "model = AutoModel.from_pretrained(sys.argv[1]);"
+        "processor = AutoImageProcessor.from_pretrained(sys.argv[1]);"
+        "print(type(model).__name__, processor.crop_size['height'], 'torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "ViTMSNModel 16 True\n", result.stderr
+
+
+def test_the_processor_makes_the_evaluation_view(tmp_path: Path) -> None:
+    """Short side to 256 / 224, centre crop, normalise: as torchvision does it for ImageNet."""
+    from torchvision import transforms
+
+    weights = random_weights(image_size=28)
+    processor = AutoImageProcessor.from_pretrained(written(tmp_path / "a", weights))
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(32),
+            transforms.CenterCrop(28),
+            transforms.ToTensor(),
+            transforms.Normalize(*weights.normalisation),
+        ]
+    )
+    found = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+    assert found.shape == (3, 28, 28)
+    grey_level = 1 / 255 / 0.22
+    assert (found - reference(Image.fromarray(pixels))).abs().max() < 1.1 * grey_level
+
+
+def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
+    theirs = ViTMSNForImageClassification(
+        ViTMSNConfig(
+            hidden_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=96,
+            image_size=16,
+            patch_size=4,
+            num_labels=5,
+        )
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    huggingface.write(tmp_path / "ours", anything.read(tmp_path / "theirs"))
+    old, new = (read_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    # transformers 5 writes a classifier's blocks without the prefix that it gives the rest.
+    assert same(*({n.removeprefix("vit."): t for n, t in file.items()} for file in (old, new)))
+
+
+@pytest.mark.parametrize("names", ["old", "new"])
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_names_of_both_versions_sharded_or_not(
+    tmp_path: Path, names: str, sharded: bool, prefix: str
+) -> None:
+    weights = random_weights()
+    folder = written(tmp_path / "a", weights)
+    tensors = read_file(folder / "model.safetensors")
+    if names == "new":  # those of the module itself in transformers 5
+        tensors = dict(AutoModel.from_pretrained(folder).state_dict())
+    tensors = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
+    (folder / "model.safetensors").unlink()
+    if sharded:
+        shards = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+        for shard in set(shards.values()):
+            save_file({n: t for n, t in tensors.items() if shards[n] == shard}, folder / shard)
+        index = json.dumps({"metadata": {}, "weight_map": shards})
+        (folder / "model.safetensors.index.json").write_text(index)
+    else:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    back = anything.read(folder)
+    assert same(back.encoder, weights.encoder)
+    assert back.architecture == weights.architecture
+
+
+def test_the_mask_token_is_left_out(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", random_weights())
+    tensors = read_file(folder / "model.safetensors")
+    tensors["embeddings.mask_token"] = torch.zeros(1, 1, 48)
+    save_file(tensors, folder / "model.safetensors")
+    assert "embeddings.mask_token" not in anything.read(folder).encoder
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"model_type": "vit"}, "model_type is 'vit'"),
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12 is not MSN's"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ({"num_attention_heads": 5}, "5 attention heads do not divide"),
+    ],
+)
+def test_folders_of_other_models_are_named(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    config = written(tmp_path / "a", random_weights()) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(UserError, match=problem):
+        anything.read(tmp_path / "a")
+
+
+def test_damaged_folders_are_named(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", random_weights())
+    file = folder / "model.safetensors"
+    content, tensors = file.read_bytes(), read_file(file)
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors: truncated, damaged"):
+        anything.read(folder)
+    del tensors["encoder.layer.1.attention.attention.key.bias"], tensors["layernorm.weight"]
+    save_file(tensors | {"pooler.dense.bias": torch.zeros(1)}, file)
+    with pytest.raises(UserError) as error:
+        anything.read(folder)
+    for part in ("blocks.1.attn.qkv.bias missing", "norm.weight missing", "pooler.dense.bias unk"):
+        assert part in str(error.value)
+    file.unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        anything.read(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not a JSON object"):
+        anything.read(folder)
+
+
+def test_an_index_cannot_lead_outside(tmp_path: Path) -> None:
+    folder = written(tmp_path / "a", random_weights())
+    (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    index = json.dumps({"weight_map": {"x": "../secret.safetensors"}})
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="names a file outside the folder"):
+        anything.read(folder)
+
+
+def test_what_vit_msn_has_not_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    stem = random_weights(ENCODERS["vitc_4gf"], image_size=32)
+    with pytest.raises(UserError, match="no convolutional stem"):
+        huggingface.write(tmp_path / "a", stem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        huggingface.write(tmp_path / "a", random_weights(TINY))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["precious"]

@@ -1,0 +1,118 @@
+"""`MSNForPreTraining`: the same MSN, in the manner of Hugging Face."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import msn
+from examples import huggingface_trainer
+from msn.interop import huggingface
+from msn.interop.pretraining import MSNForPreTraining
+from msn.keyed import Stream, seed64
+from msn.losses import log_prior, msn_losses
+from msn.models.masking import random_keep
+
+
+def tiny(seed: int = 0) -> MSNForPreTraining:
+    torch.manual_seed(seed)
+    return msn.MSNForPreTraining(
+        total_steps=10,
+        patch_size=4,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        image_size=16,
+        hidden_dim=32,
+        out_dim=8,
+        num_prototypes=6,
+        patch_drop=0.5,
+    )
+
+
+def batch(images: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "target": torch.randn(images, 3, 16, 16, generator=generator),
+        "random": torch.randn(images, 2, 3, 16, 16, generator=generator),
+        "focal": torch.randn(images, 3, 3, 8, 8, generator=generator),
+    }
+
+
+def test_the_loss_is_msn_s() -> None:
+    """Written out: views by kind, one mask for the random ones, targets by the target."""
+    model, views = tiny(), batch()
+    found = model(**views)
+    keep = random_keep(16, 0.5, seed=seed64(0, Stream.MASK, 0, 0), images=8, scope="batch")
+    anchors = [model.msn.anchor(views["random"].transpose(0, 1).flatten(0, 1), keep)]
+    anchors.append(model.msn.anchor(views["focal"].transpose(0, 1).flatten(0, 1)))
+    expected = msn_losses(
+        torch.cat(anchors),
+        model.msn.target(views["target"]),
+        model.msn.prototypes,
+        temperature=0.1,
+        sharpening=0.25,
+        log_prior=log_prior(6),
+        sinkhorn_iterations=3,
+        memax_weight=1.0,
+    )
+    torch.testing.assert_close(found.loss, expected.total)
+    assert found[0] is found.loss
+
+
+def test_focal_views_are_optional() -> None:
+    views = batch()
+    del views["focal"]
+    assert tiny()(**views).loss.isfinite()
+
+
+def test_the_target_follows_after_each_step() -> None:
+    model = tiny()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        before = model.msn.target.pos_embed.clone()
+        model(**batch()).loss.backward()
+        optimizer.step()
+        model.after_step()
+        momentum = 0.996 + 0.004 * step / 10
+        expected = momentum * before + (1 - momentum) * model.msn.anchor.pos_embed
+        torch.testing.assert_close(model.msn.target.pos_embed, expected)
+    assert int(model.step) == 3
+
+
+def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
+    model = tiny()
+    model.after_step()
+    model.save_pretrained(tmp_path)
+    loaded = MSNForPreTraining.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert int(loaded.step) == 1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert json.loads((tmp_path / "config.json").read_text())["patch_drop"] == 0.5
+    loaded.train()
+    assert torch.equal(model(**batch()).loss, loaded(**batch()).loss)
+
+
+def test_its_target_can_be_exported(tmp_path: Path) -> None:
+    model = tiny()
+    huggingface.write(tmp_path / "a", model.encoder_weights())
+    back = huggingface.read(tmp_path / "a")
+    assert torch.equal(back.encoder["pos_embed"], model.msn.target.pos_embed)
+    assert back.architecture.size.num_heads == 4
+
+
+def test_the_trainer_of_transformers_learns_the_digits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example as it is: the loss falls, features beat the untrained ones by far."""
+    huggingface_trainer.main(["--epochs", "8", "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    first, last = map(float, lines[-3].removeprefix("loss: ").split(" -> "))
+    words = lines[-2].replace(",", "").split()
+    untrained, trained = (float(words[words.index(w) + 1]) for w in ("untrained", "trained"))
+    assert last < first - 1
+    assert trained > untrained + 8
+    loaded = MSNForPreTraining.from_pretrained(tmp_path / "out")
+    assert int(loaded.step) == 8 * (1297 // 64)

@@ -1,0 +1,93 @@
+"""Folders for timm, against timm's own models."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from msn.errors import UserError
+from msn.interop import anything, timm_vit
+from msn.interop.tensorfile import read_file
+from msn.models.encoder import ENCODERS, EncoderSize
+from tests.interop.encoders import TINY, images, random_weights, relative, same
+
+
+@torch.no_grad()
+def test_features_of_vit_s_as_a_named_model(tmp_path: Path) -> None:
+    """`checkpoint_path` loads strictly: with nothing missing and nothing left over."""
+    weights = random_weights(ENCODERS["deit_small"], image_size=224, with_head=False)
+    timm_vit.write(tmp_path / "a", weights)
+    path = str(tmp_path / "a" / "model.safetensors")
+    model = timm.create_model("vit_small_patch16_224", checkpoint_path=path, num_classes=0).eval()
+    views = images(224)
+    assert relative(weights.build().cls(views), model(views)) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "size",
+    [
+        TINY,
+        EncoderSize(7, 192, 2, 3),
+        ENCODERS["deit_large_p7"]._replace(depth=2),
+        ENCODERS["deit_base_p4"]._replace(depth=2),
+        ENCODERS["deit_base"]._replace(depth=2),
+    ],
+)
+@pytest.mark.parametrize("classes", [0, 5])
+def test_any_size_as_a_folder(tmp_path: Path, size: EncoderSize, classes: int) -> None:
+    weights = random_weights(size, image_size=28, in_chans=1, classes=classes, with_head=False)
+    timm_vit.write(tmp_path / "a", weights)
+    model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()
+    assert model.pretrained_cfg["tag"] == "msn"
+    assert tuple(model.pretrained_cfg["mean"]) == weights.normalisation.mean
+    side = weights.architecture.image_size
+    assert tuple(model.pretrained_cfg["input_size"]) == (1, side, side)
+    views = images(side, channels=1)
+    ours = weights.build().cls(views)
+    if weights.classifier:
+        ours = ours @ weights.classifier.weight.T + weights.classifier.bias
+    assert relative(ours, model(views)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_round_trip_keeps_every_bit(tmp_path: Path, kind: str) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    weights = anything.read(tmp_path / "theirs.safetensors")
+    if kind == "folder":
+        timm_vit.write(tmp_path / "between", weights)
+        weights = anything.read(tmp_path / "between")
+    timm_vit.write(tmp_path / "ours", weights)
+    assert same(read_file(tmp_path / "ours" / "model.safetensors"), dict(theirs.state_dict()))
+
+
+def test_a_torch_file_of_timm(tmp_path: Path) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    weights = anything.read(tmp_path / "theirs.pth")
+    assert weights.architecture.size == EncoderSize(16, 192, 2, 3)
+    assert same(weights.encoder, dict(theirs.state_dict()))
+
+
+def test_vits_with_other_parts_are_refused(tmp_path: Path) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, init_values=1e-5)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match=r"blocks\.0\.ls1\.gamma unknown"):
+        anything.read(tmp_path / "theirs.safetensors")
+    stem = random_weights(ENCODERS["vitc_4gf"], image_size=32)
+    with pytest.raises(UserError, match="no convolutional stem"):
+        timm_vit.write(tmp_path / "a", stem)
+
+
+def test_files_that_are_no_vit_are_refused(tmp_path: Path) -> None:
+    theirs = timm.create_model("resnet10t", num_classes=0)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match="not the weights of a Vision Transformer"):
+        anything.read(tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match="neither a folder for transformers or timm"):
+        anything.read(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        anything.read(tmp_path / "none.safetensors")
