@@ -16,6 +16,7 @@ from msn.data.batch import Views, allocate
 from msn.data.draws import ViewSpec
 from msn.data.image import ArrayImage, BadImage
 from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
+from msn.data.mapped import pack, unpack
 from msn.data.order import permuted
 from msn.data.sources import Sample
 from msn.data.views import SampleViews, make_views
@@ -366,3 +367,43 @@ def test_impossible_steps_are_refused(steps: int) -> None:
             Images(14), SPEC, batch_size=4, steps_per_epoch=steps, start_step=0, stop_step=1,
             seed=0, num_workers=0,
         )  # fmt: skip
+
+
+# --- memory
+
+
+class Named(Images):
+    """Images that are known by long names, kept as one run of bytes."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.names, self.ends = pack(b"%064d" % i for i in range(length))
+
+    def read(self, index: int) -> Sample:
+        pixels = np.full((8, 8, 3), index % 256, dtype=np.uint8)
+        return Sample(ArrayImage(pixels, 3), None, self.name(index))
+
+    def name(self, index: int) -> str:
+        return unpack(self.names, self.ends, index)
+
+
+def private_mib(pid: int) -> float:
+    """Memory that a process shares with no other."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+def test_a_worker_does_not_grow() -> None:
+    """Though it has looked at thousands of names; in a list those would cost 7 MiB."""
+    source = Named(60_000)
+    earlier = multiprocessing.active_children()  # of other tests, on their way out
+    received = stream(source, 0, 10**6, workers=1, batch_size=100)
+    for _ in islice(received, 10):
+        pass
+    (worker,) = set(multiprocessing.active_children()) - set(earlier)
+    assert worker.pid
+    before = private_mib(worker.pid)
+    for _ in islice(received, 60):
+        pass
+    assert private_mib(worker.pid) < before + 1.5
