@@ -16,16 +16,20 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     4: "msn.commands.export msn.commands.import"
     " main msn.cli msn.__main__ msn.commands msn.commands.pretrain msn.commands.experiment"
-    " msn.commands.evaluate_linear msn.commands.evaluate_finetune",
+    " msn.commands.evaluate_linear msn.commands.evaluate_finetune logistic_eval"
+    " msn.commands.features msn.commands.evaluate_knn msn.commands.evaluate_logistic"
+    " msn.commands.evaluate_all msn.commands.subsets_draw msn.commands.subsets_fetch"
+    " msn.commands.weights",
     3: "msn.interop.pretraining"
     " msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
-    " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune",
+    " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune"
+    " msn.evaluation.logistic msn.evaluation.curve",
     2: "msn.interop msn.interop.anything msn.interop.card msn.interop.graph msn.interop.huggingface"
     " msn.interop.official msn.interop.release msn.interop.tensorfile msn.interop.timm_vit"
     " msn.interop.weights msn.interop.zoo"
     " msn.models.msn msn.models.classifier msn.data.loader msn.data.labelled msn.features"
-    " msn.data.prefetch msn.frozen msn.pretrained",
+    " msn.data.prefetch msn.frozen msn.pretrained msn.subsets",
     1: "msn.models.encoder msn.models.head msn.models.linear msn.data.augment msn.data.sources"
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
@@ -45,6 +49,12 @@ KINDS = [name for name in FLOOR_OF if name.startswith("msn.data.sources.") and "
 # Imports within one floor, each with its reason.
 SIBLINGS = {
     ("main", "msn.cli"): "the script is the command",
+    ("logistic_eval", "msn.cli"): "so is this one",
+    **{
+        (f"msn.commands.{name}", "msn.commands.weights"): "options of all frozen encoders"
+        for name in ("features", "evaluate_knn", "evaluate_logistic", "evaluate_all")
+    },
+    ("msn.evaluation.curve", "msn.evaluation.logistic"): "the classifier",
     ("msn.config", "msn.configfile"): "the file that the config is read from",
     ("msn.__main__", "msn.cli"): "python -m msn is the command too",
     **{
@@ -82,6 +92,7 @@ SIBLINGS = {
         for part in ("accuracy", "job", "supervised")
     },
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
+    ("msn.evaluation.lowshot", "msn.evaluation.logistic"): "the classifier",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
     ("msn", "msn.interop.pretraining"): "so is msn.MSNForPreTraining",
@@ -136,7 +147,7 @@ def module_name(path: Path) -> str:
 
 
 SOURCES = {module_name(path): path for path in (ROOT / "src/msn").rglob("*.py")}
-SOURCES |= {path.stem: path for path in ROOT.glob("main*.py")}
+SOURCES |= {path.stem: path for path in ROOT.glob("*.py") if path.stem != "setup"}
 TREES = {name: ast.parse(path.read_text()) for name, path in sorted(SOURCES.items())}
 
 

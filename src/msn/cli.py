@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -13,9 +14,18 @@ COMMANDS = {
     "import": "read weights from elsewhere, or download the released ones",
     "evaluate linear": "train linear classifiers on frozen features, with all labels",
     "evaluate finetune": "train encoder and classifier together, with labels",
+    "features": "write the features of a frozen encoder to a file",
+    "evaluate all": "k-NN and few labels for trained and untrained encoder, in one table",
+    "evaluate logistic": "logistic regression on frozen features with few labels or all",
+    "evaluate knn": "nearest neighbours on frozen features",
+    "subsets draw": "write lists of a few labelled images of each class",
+    "subsets fetch": "get the official lists of labelled ImageNet images",
 }
 """Name, of one or two words, and purpose; the command is the module of that name in
 `msn.commands`, with underscores."""
+
+OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+"""How `section.key=value` begins."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"msn.commands.{module}")
     parser = argparse.ArgumentParser(prog=f"msn {name}", description=COMMANDS[name])
     command.configure(parser)
-    options = parser.parse_intermixed_args(words[length:])
+    # Overrides first: an option that takes several values would take those behind it too.
+    rest = sorted(words[length:], key=lambda word: not OVERRIDE.match(word))
+    options = parser.parse_intermixed_args(rest)
     try:
         command.run(options)
     except UserError as error:

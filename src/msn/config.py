@@ -6,18 +6,18 @@ writes the JSON schema for editors.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from msn.configfile import EXPONENT_FLOAT, FLOAT_TAG, explain, read
+from msn.configfile import EXPONENT_FLOAT, FLOAT_TAG, Document, explain, read
 from msn.errors import UserError
 from msn.sections.base import Section
 from msn.sections.criterion import Criterion, PowerLaw
-from msn.sections.data import Data
+from msn.sections.data import Data, Images
 from msn.sections.evaluation import (
     AugmentedImages,
     EvaluationLogging,
@@ -46,6 +46,7 @@ __all__ = [
     "PowerLaw",
     "Probe",
     "load_config",
+    "load_images",
 ]
 
 
@@ -233,6 +234,36 @@ def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> F
         return kind.model_validate(document.values)
     except ValidationError as error:
         raise UserError(explain(error, document, kind)) from None
+
+
+class _ImagesFile(ConfigFile):
+    data: Images
+
+
+def load_images(
+    path: str | Path | None, overrides: Sequence[str], default: Mapping[str, Any]
+) -> Images:
+    """Where images come from: the `data` section of a config file of any kind.
+
+    Args:
+        path: a YAML file; None starts from `default`.
+        overrides: `data.key=value` texts.
+        default: keys and values of the section.
+
+    Raises:
+        UserError: as `load` does; of the file only the keys of `Images` are looked at.
+    """
+    document = Document("data", {"data": dict(default)}, {}) if path is None else read(path)
+    data = document.values.get("data") or {}
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key in Images.model_fields}
+    document.values = {"data": data}
+    for text in overrides:
+        document.override(text)
+    try:
+        return _ImagesFile.model_validate(document.values).data
+    except ValidationError as error:
+        raise UserError(explain(error, document, _ImagesFile)) from None
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def evaluation_images(source: Source, *, image_size: int, max_images: int | None
         UserError: the source has no labels, or an image cannot be read.
     """
     labels = _labels(source)
-    chosen = _evenly_spaced(len(source), max_images)
+    chosen = evenly_spaced(len(source), max_images)
     parts = [part for _, part in views(source, chosen, size=image_size, batch_size=256)]
     return EvalSet(torch.cat(parts), torch.from_numpy(labels[chosen]))
 
@@ -171,8 +171,7 @@ def write(path: Path, found: Features) -> None:
     Raises:
         UserError: the name ends in neither, or the file cannot be written.
     """
-    if path.suffix not in (".npz", ".safetensors"):
-        raise UserError(f"{path}: must end in .safetensors or .npz")
+    check_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -190,6 +189,16 @@ def write(path: Path, found: Features) -> None:
     np.savez(content, allow_pickle=False, **arrays)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file name that tells no known format.
+
+    Raises:
+        UserError: it ends in neither `.safetensors` nor `.npz`.
+    """
+    if path.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"{path}: must end in .safetensors or .npz")
 
 
 def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None:
@@ -281,7 +290,8 @@ def _labels(source: Source) -> np.ndarray:
     return np.asarray(labels, dtype=np.int64)
 
 
-def _evenly_spaced(length: int, limit: int | None) -> np.ndarray:
+def evenly_spaced(length: int, limit: int | None) -> np.ndarray:
+    """At most `limit` of the numbers below `length`: a source sorted by class stays balanced."""
     count = length if limit is None else min(limit, length)
     return np.arange(count) * length // max(count, 1)
 

@@ -81,10 +81,15 @@ def write_report(
     Raises:
         UserError: a file cannot be written, or the images are too few to evaluate with.
     """
-    smallest = int(torch.unique(train.labels, return_counts=True)[1].min())
-    counts = [count for count in images_per_class if count <= smallest]
+    counts = available(train.labels, images_per_class)
     scores = [
-        _score(one, train, val, counts, draws=draws, seed=seed, k=k, temperature=temperature)
+        score(
+            *(one, train.labels, val.labels, counts),
+            draws=draws,
+            seed=seed,
+            k=k,
+            temperature=temperature,
+        )
         for one in representations
     ]
     with replacing(folder / f"{tag}-report.json") as path:
@@ -122,28 +127,36 @@ def read_loss(csv_path: Path) -> tuple[list[int], list[float]]:
     return [step for step, _ in rows], [loss for _, loss in rows]
 
 
-def _score(
+def available(labels: Tensor, images_per_class: Sequence[int]) -> list[int]:
+    """Those numbers of images that every class has."""
+    smallest = int(torch.unique(labels, return_counts=True)[1].min())
+    return [count for count in images_per_class if count <= smallest]
+
+
+def score(
     one: Representation,
-    train: EvalSet,
-    val: EvalSet,
-    counts: Sequence[int],
+    train_labels: Tensor,
+    val_labels: Tensor,
+    images_per_class: Sequence[int],
     *,
-    draws: int,
-    seed: int,
-    k: int,
-    temperature: float,
+    draws: int = 20,
+    seed: int = 0,
+    k: int = 20,
+    temperature: float = 0.07,
 ) -> Scores:
+    """The row of one representation, from its train to its val features.
+
+    Arguments as for `write_report`.
+
+    Raises:
+        UserError: a class has too few images, or there are fewer than k.
+    """
+    data = one.train, train_labels, one.val, val_labels
     results = [
-        low_shot(
-            *(one.train, train.labels, one.val, val.labels),
-            images_per_class=count,
-            draws=draws,
-            seed=seed,
-        )
-        for count in counts
+        low_shot(*data, images_per_class=count, draws=draws, seed=seed)
+        for count in images_per_class
     ]
-    vote = knn(one.train, train.labels, one.val, val.labels, k=k, temperature=temperature)
-    return Scores(one.name, results, vote.top1)
+    return Scores(one.name, results, knn(*data, k=k, temperature=temperature).top1)
 
 
 def _as_json(scores: Sequence[Scores], draws: int, k: int) -> dict[str, object]:

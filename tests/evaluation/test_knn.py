@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from msn.errors import UserError
-from msn.evaluation.knn import knn, neighbours
+from msn.evaluation.knn import knn, knn_sweep, neighbours
 
 TEMPERATURE = 0.07
 
@@ -83,3 +83,21 @@ def test_neighbours_come_nearest_first() -> None:
     similarity = torch.cosine_similarity(queries[:, None], train[None], dim=2)
     expected = similarity.argsort(dim=1, descending=True)[:, :5]
     assert torch.equal(neighbours(train, queries, k=5), expected)
+
+
+def test_a_sweep_gives_what_each_setting_gives_alone() -> None:
+    data = clusters(seed=3)
+    settings = [(k, temperature) for k in (1, 5, 20) for temperature in (None, TEMPERATURE)]
+    found = knn_sweep(*data, settings=settings, max_scores=5000)
+    assert list(found) == settings
+    for (k, temperature), result in found.items():
+        alone = knn(*data, k=k, temperature=temperature)
+        assert torch.equal(result.predictions, alone.predictions)
+        assert result.top1 == alone.top1
+
+
+def test_features_that_are_not_finite() -> None:
+    train, train_labels, queries, query_labels = clusters()
+    queries[3, 2] = torch.nan
+    with pytest.raises(UserError, match="image 3: its features are not finite"):
+        knn(train, train_labels, queries, query_labels)

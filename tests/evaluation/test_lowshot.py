@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+from sklearn.linear_model import LogisticRegression
 
 from msn.data.sources import open_source
 from msn.errors import UserError
-from msn.evaluation.lowshot import low_shot, prepare
+from msn.evaluation.logistic import prepare
+from msn.evaluation.lowshot import draw_subset, low_shot
 from msn.features import evaluation_images, raw_pixels
 
 
@@ -17,71 +18,31 @@ def blobs(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return centres[labels] + torch.randn(len(labels), 8, generator=generator), labels
 
 
-def minimise(features: torch.Tensor, labels: torch.Tensor, lambd: float) -> torch.Tensor:
-    """The stated objective by another optimiser, over the full W (classes, D), in float64."""
-    weight = torch.zeros(int(labels.max()) + 1, features.shape[1], dtype=torch.float64)
-    weight.requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        penalty = lambd / (2 * len(features)) * weight.square().sum()
-        loss = functional.cross_entropy(features @ weight.T, labels) + penalty
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weight.detach()
+def test_each_class_gives_as_many_images_and_fewer_are_among_more() -> None:
+    labels = blobs(4)[1].flip(0)
+    drawn = {
+        count: [draw_subset(labels, count, seed=4, draw=draw) for draw in range(3)]
+        for count in (2, 5)
+    }
+    for count, subsets in drawn.items():
+        for subset in subsets:
+            assert labels[subset].tolist() == [label for label in range(4) for _ in range(count)]
+            assert len(set(subset.tolist())) == 4 * count
+    pairs = zip(drawn[2], drawn[5], strict=True)
+    assert all(set(few.tolist()) < set(many.tolist()) for few, many in pairs)
+    assert len({tuple(subset.tolist()) for subset in drawn[2]}) == 3
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("lambd", [0.075, 3.0])
-def test_equals_the_minimum_of_the_objective(classes: int, lambd: float) -> None:
-    features, labels = blobs(classes)
-    smallest = int(labels.bincount().min())
-    # As many of each class as there are to draw: nothing is left to chance.
-    kept = torch.cat([(labels == label).nonzero()[:smallest, 0] for label in range(classes)])
-    features, labels = features[kept], labels[kept]
-    queries = torch.randn(4000, 8, generator=torch.Generator().manual_seed(1))
-
-    train, test = torch.from_numpy(prepare(features)), torch.from_numpy(prepare(queries))
-    truth = (test @ minimise(train, labels, lambd).T).argmax(dim=1)
-    found = low_shot(
-        features, labels, queries, truth, images_per_class=smallest, draws=1, lambd=lambd
-    )
-    wrong = (test @ minimise(train, labels, 2 * lambd).T).argmax(dim=1)
-    assert found.mean > 99.9
-    assert (wrong != truth).double().mean() > 0.002, "the test would not see a wrong lambda"
-
-
-def test_features_are_centred_and_scaled_sample_by_sample() -> None:
-    x = torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0], [0.0, -3.0, 3.0]])
-    expected = [np.array([-2, -1, 3]) / 14**0.5, np.zeros(3), np.array([0, -1, 1]) / 2**0.5]
-    np.testing.assert_allclose(prepare(x), expected, atol=1e-12)
-    np.testing.assert_allclose(prepare(x[:1] * 7 + 4)[0], expected[0], atol=1e-12)
-
-
-def test_each_class_gives_as_many_images_and_fewer_are_among_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    labels = blobs(4)[1]
-    features = torch.eye(len(labels))
-    drawn: list[tuple[set[int], list[int]]] = []
-
-    def spy(x: np.ndarray, y: np.ndarray, test: np.ndarray, *, lambd: float) -> np.ndarray:
-        drawn.append((set(x.argmax(axis=1).tolist()), np.bincount(y).tolist()))
-        return np.zeros(len(test))
-
-    monkeypatch.setattr("msn.evaluation.lowshot._fit_predict", spy)
-    for count in (2, 5):
-        low_shot(features, labels, features, labels, images_per_class=count, draws=3, seed=4)
-    two, five = drawn[:3], drawn[3:]
-    assert all(counts == [2] * 4 and len(images) == 8 for images, counts in two)
-    assert all(counts == [5] * 4 and len(images) == 20 for images, counts in five)
-    assert all(few[0] < many[0] for few, many in zip(two, five, strict=True))
-    assert two[0] != two[1] != two[2]
+def test_is_the_classifier_of_these_images() -> None:
+    features, labels = blobs(3)
+    found = low_shot(features, labels, features, labels, images_per_class=5, draws=2, lambd=0.1)
+    x = prepare(features.double())
+    for draw, top1 in enumerate(found.accuracies):
+        chosen = draw_subset(labels, 5, seed=0, draw=draw)
+        model = LogisticRegression(C=10, fit_intercept=False, tol=1e-8).fit(
+            x[chosen].numpy(), labels[chosen].numpy()
+        )
+        assert top1 == pytest.approx(100 * model.score(x.numpy(), labels.numpy()))
 
 
 def test_draws_depend_on_the_seed_alone() -> None:

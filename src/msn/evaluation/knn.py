@@ -1,5 +1,6 @@
 """k-NN classification on frozen features: no training, so it tells most per second of compute."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from msn.errors import UserError
+from msn.features import require_finite
+
+Setting = tuple[int, float | None]
+"""Voting neighbours k, and the temperature of their votes; None counts heads."""
+MAX_SCORES = 2**26
 
 
 class KNN(NamedTuple):
@@ -16,7 +22,6 @@ class KNN(NamedTuple):
     predictions: Tensor  # int64 (Q,)
 
 
-@torch.no_grad()
 def knn(
     train_features: Tensor,
     train_labels: Tensor,
@@ -25,43 +30,72 @@ def knn(
     *,
     k: int = 20,
     temperature: float | None = 0.07,
-    max_scores: int = 2**26,
+    max_scores: int = MAX_SCORES,
 ) -> KNN:
+    """One setting of `knn_sweep`, where arguments and errors are."""
+    setting = (k, temperature)
+    found = knn_sweep(
+        *(train_features, train_labels, queries, query_labels),
+        settings=[setting],
+        max_scores=max_scores,
+    )
+    return found[setting]
+
+
+@torch.no_grad()
+def knn_sweep(
+    train_features: Tensor,
+    train_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    settings: Sequence[Setting],
+    max_scores: int = MAX_SCORES,
+) -> dict[Setting, KNN]:
     """Classify each query by a vote of its k nearest training features in cosine similarity.
 
     A neighbour votes with weight exp(similarity / temperature) (Wu et al. 2018, and DINO), or
     with weight 1 if `temperature` is None. Classes with equal votes: the smallest label wins.
     Training features equally similar to a query, with only some of them among the nearest k:
-    which of them vote is not defined.
+    which of them vote is not defined. Similarities are computed once for all settings, on the
+    device of the features.
 
     Args:
         train_features: (N, D) float.
         train_labels: (N,) int64, non-negative.
         queries: (Q, D) float.
         query_labels: (Q,) int64.
-        k: number of voting neighbours, 1 <= k <= N.
-        temperature: of the vote; None counts heads.
+        settings: number of voting neighbours, 1 <= k <= N, and temperature of each vote.
         max_scores: similarities held at a time; bounds the memory, not the result.
 
     Raises:
-        UserError: k is larger than N.
+        UserError: a k is larger than N, or a feature is not finite.
     """
-    if k > len(train_features):
+    most = max(k for k, _ in settings)
+    if most > len(train_features):
         raise UserError(
-            f"k-NN with k = {k} needs as many training images, there are {len(train_features)}: "
+            f"k-NN with k = {most} needs as many training images, there are {len(train_features)}: "
             "lower k (logging.probe.k)"
         )
+    require_finite(train_features)
+    require_finite(queries)
     gallery = functional.normalize(train_features.float(), dim=1)
+    labels, truth = train_labels.to(gallery.device), query_labels.to(gallery.device)
     rows = max(1, max_scores // len(gallery))
-    classes = int(train_labels.max()) + 1
-    predictions = []
+    classes = int(labels.max()) + 1
+    parts: dict[Setting, list[Tensor]] = {setting: [] for setting in settings}
     for chunk in functional.normalize(queries.float(), dim=1).split(rows):
-        similarity, nearest = (chunk @ gallery.T).topk(k, dim=1)
-        votes = torch.zeros(len(chunk), classes, device=chunk.device, dtype=torch.float64)
-        votes.scatter_add_(1, train_labels[nearest], _weights(similarity.double(), temperature))
-        predictions.append(votes.argmax(dim=1))
-    found = torch.cat(predictions)
-    return KNN(100 * (found == query_labels).double().mean().item(), found)
+        similarity, nearest = (chunk @ gallery.T).topk(most, dim=1)
+        for k, temperature in settings:
+            votes = torch.zeros(len(chunk), classes, device=chunk.device, dtype=torch.float64)
+            weights = _weights(similarity[:, :k].double(), temperature)
+            votes.scatter_add_(1, labels[nearest[:, :k]], weights)
+            parts[k, temperature].append(votes.argmax(dim=1))
+    predictions = {setting: torch.cat(part) for setting, part in parts.items()}
+    return {
+        setting: KNN(100 * (found == truth).double().mean().item(), found)
+        for setting, found in predictions.items()
+    }
 
 
 def neighbours(train_features: Tensor, queries: Tensor, *, k: int) -> Tensor:

@@ -1,13 +1,15 @@
 """Low-shot classification: logistic regression on the features of a few labelled images."""
 
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from msn import keyed
 from msn.errors import UserError
+from msn.evaluation.logistic import accuracy, fit, prepare
 
 # The strength in the official README's example of five images per class. (0.075 is the authors'
 # for 1 % of ImageNet; none was published for one or two images per class.) On the held-out digits
@@ -38,10 +40,10 @@ def low_shot(
 ) -> LowShot:
     """Fit on a few random images of each class, score on all of the test set, several times.
 
-    Minimises (1/n) sum(cross-entropy) + lambd/(2n) ||W||^2 over multinomial W without intercept,
-    on features prepared by `prepare`, as in the MSN paper's low-shot protocol. Draw i depends only
-    on (seed, i): representations of the same images are compared on the same draws, and the images
-    of a smaller `images_per_class` are among those of a larger one.
+    The classifier is that of `msn.evaluation.logistic`, fitted in float64, as in the MSN paper's
+    low-shot protocol. Draw i depends only on (seed, i): representations of the same images are
+    compared on the same draws, and the images of a smaller `images_per_class` are among those of a
+    larger one.
 
     Args:
         train_features: (N, D) float.
@@ -56,32 +58,39 @@ def low_shot(
     Raises:
         UserError: a class has fewer training images, or there is only one class.
     """
-    labels = train_labels.cpu().numpy()
-    _check(labels, images_per_class)
-    train, test = prepare(train_features), prepare(test_features)
-    truth = test_labels.cpu().numpy()
+    _check(train_labels, images_per_class)
+    train, test = prepare(train_features.double()), prepare(test_features.double())
     accuracies = []
     for draw in range(draws):
-        chosen = _draw(labels, images_per_class, seed=seed, draw=draw)
-        predicted = _fit_predict(train[chosen], labels[chosen], test, lambd=lambd)
-        accuracies.append(100 * float((predicted == truth).mean()))
-    spread = statistics.stdev(accuracies) if draws > 1 else 0.0
-    return LowShot(images_per_class, accuracies, statistics.fmean(accuracies), spread)
+        chosen = draw_subset(train_labels, images_per_class, seed=seed, draw=draw)
+        classifier = fit(train[chosen], train_labels[chosen], lambd=lambd)
+        accuracies.append(accuracy(classifier, test, test_labels).top1)
+    return summarise(images_per_class, accuracies)
 
 
-def prepare(features: Tensor) -> np.ndarray:
-    """Each sample: minus its mean over the features, then to unit length. (N, D) float64.
+def summarise(images_per_class: int, accuracies: Sequence[float]) -> LowShot:
+    """Mean and spread of accuracies, one for each draw."""
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return LowShot(images_per_class, list(accuracies), statistics.fmean(accuracies), spread)
 
-    Per sample, not per feature: no statistics of the data set enter. A constant sample stays zero.
+
+def draw_subset(labels: Tensor, images_per_class: int, *, seed: int, draw: int) -> Tensor:
+    """Indices of some images of each class, by class: int64 (classes * images_per_class,).
+
+    Raises:
+        UserError: a class has fewer.
     """
-    x = features.detach().cpu().double().numpy()
-    x = x - x.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    _check(labels, images_per_class)
+    order = torch.from_numpy(
+        keyed.generator(seed, keyed.Stream.DRAW, draw).permutation(len(labels))
+    )
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = labels.unique(return_counts=True)[1]
+    return torch.cat([part[:images_per_class] for part in by_class.split(counts.tolist())])
 
 
-def _check(labels: np.ndarray, images_per_class: int) -> None:
-    classes, counts = np.unique(labels, return_counts=True)
+def _check(labels: Tensor, images_per_class: int) -> None:
+    classes, counts = labels.unique(return_counts=True)
     if len(classes) < 2:
         raise UserError(
             f"low-shot evaluation needs two classes or more, found {len(classes)}: "
@@ -90,26 +99,6 @@ def _check(labels: np.ndarray, images_per_class: int) -> None:
     if counts.min() < images_per_class:
         raise UserError(
             f"low-shot evaluation with {images_per_class} images per class: class "
-            f"{classes[counts.argmin()]} has only {counts.min()} training images; "
+            f"{int(classes[counts.argmin()])} has only {int(counts.min())} training images; "
             "ask for fewer, or add images"
         )
-
-
-def _draw(labels: np.ndarray, images_per_class: int, *, seed: int, draw: int) -> np.ndarray:
-    order = keyed.generator(seed, keyed.Stream.DRAW, draw).permutation(len(labels))
-    return np.concatenate(
-        [order[labels[order] == label][:images_per_class] for label in np.unique(labels)]
-    )
-
-
-def _fit_predict(
-    features: np.ndarray, labels: np.ndarray, test: np.ndarray, *, lambd: float
-) -> np.ndarray:
-    from sklearn.linear_model import LogisticRegression
-
-    # Of two classes scikit-learn fits the difference of the rows of W, which bears half the
-    # penalty that the two rows bear together.
-    strength = lambd / 2 if len(np.unique(labels)) == 2 else lambd
-    model = LogisticRegression(C=1 / strength, fit_intercept=False, max_iter=1000, tol=1e-6)
-    predicted: np.ndarray = model.fit(features, labels).predict(test)
-    return predicted
