@@ -3,8 +3,8 @@
     python benchmarks/logistic.py
 
 5,000 features of width 384 in 1,000 classes, as of ViT-S/16 with five labelled images per class of
-ImageNet: classes are Gaussian clusters whose directions fall off in strength as those of real
-features do, so close to each other that about a third of the test set is classified right.
+ImageNet: classes are Gaussian clusters whose directions fall off in strength, as those of real
+features do.
 """
 
 import argparse

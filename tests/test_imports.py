@@ -94,6 +94,7 @@ SIBLINGS = {
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.evaluation.lowshot", "msn.evaluation.logistic"): "the classifier",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
+    ("msn.features", "msn.data.loader"): "how a worker starts",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
     ("msn", "msn.interop.pretraining"): "so is msn.MSNForPreTraining",
     ("msn.data.prefetch", "msn.data.loader"): "its batches",

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from msn.data.image import BadImage
+from msn.data.loader import start_worker
 from msn.data.sources import Source
 from msn.data.views import eval_view
 from msn.errors import UserError
@@ -250,6 +251,7 @@ def views(
         batch_size=None,  # an item of the data set is a whole batch
         num_workers=min(num_workers, len(batches)),
         collate_fn=_whole,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else the loader would draw from the global one
     )
     for part, batch in zip(batches.parts, loader, strict=True):
