@@ -151,9 +151,11 @@ def _label_sets(options: argparse.Namespace, train: Source) -> list[tuple[str, n
 
 
 def _prepared(features: torch.Tensor, bench: Bench, options: argparse.Namespace) -> torch.Tensor:
-    """In float32 for cyanure as in the official code; in float64 on the device for torch."""
+    """In float32 for cyanure as in the official code; else float64, on the device for torch."""
+    if options.solver != "cyanure":
+        features = features.double()
     if options.solver == "torch":
-        features = features.double().to(bench.encoder.devices[0])
+        features = features.to(bench.encoder.devices[0])
     return prepare(features, normalize=options.normalize)
 
 

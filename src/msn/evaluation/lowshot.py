@@ -63,7 +63,7 @@ def low_shot(
     accuracies = []
     for draw in range(draws):
         chosen = draw_subset(train_labels, images_per_class, seed=seed, draw=draw)
-        classifier = fit(train[chosen], train_labels[chosen], lambd=lambd)
+        classifier = fit(train[chosen], train_labels[chosen], lambd=lambd, solver="sklearn")
         accuracies.append(accuracy(classifier, test, test_labels).top1)
     return summarise(images_per_class, accuracies)
 
