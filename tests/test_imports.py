@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     4: "msn.commands.export msn.commands.import"
     " main msn.cli msn.__main__ msn.commands msn.commands.pretrain msn.commands.experiment"
-    " msn.commands.evaluate_linear msn.commands.evaluate_finetune logistic_eval"
+    " msn.commands.views msn.commands.evaluate_linear msn.commands.evaluate_finetune logistic_eval"
     " msn.commands.features msn.commands.evaluate_knn msn.commands.evaluate_logistic"
     " msn.commands.evaluate_all msn.commands.subsets_draw msn.commands.subsets_fetch"
     " msn.commands.weights",
     3: "msn.interop.pretraining"
-    " msn.build msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
+    " msn.build msn.contact_sheet msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
     " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune"
     " msn.evaluation.logistic msn.evaluation.curve",
@@ -108,6 +108,7 @@ SIBLINGS = {
     ("msn.losses", "msn.distributed"): "targets and mean assignment are those of all processes",
     ("msn.models.batch_norm", "msn.distributed"): "so are the statistics",
     ("msn.files", "msn.errors"): "so is a folder that cannot be written",
+    ("msn.contact_sheet", "msn.build"): "the views that a run would have",
     ("msn.plan", "msn.build"): "the parts that a run would have",
     ("msn.pretrain", "msn.build"): "the parts that the loop drives",
     ("msn.pretrain", "msn.probe"): "looked at while training",

@@ -10,6 +10,7 @@ from msn.errors import Interrupted, UserError
 
 COMMANDS = {
     "pretrain": "pre-train a Vision Transformer with Masked Siamese Networks",
+    "views": "draw the views that a config makes of an image",
     "export": "write weights for other software, or release a whole run",
     "import": "read weights from elsewhere, or download the released ones",
     "evaluate linear": "train linear classifiers on frozen features, with all labels",
