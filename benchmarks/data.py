@@ -3,9 +3,10 @@
     python benchmarks/data.py                 JPEGs of the sizes of ImageNet, 2 x 224 + 10 x 96 px
     python benchmarks/data.py --rounds 9
 
-All run in this process with one thread and take turns, so that whatever else the machine does falls
-on all of them; counted is processor time, and a ratio is the median of those of the rounds. Each gets the encoded file in memory
-and ends with uint8 views, torchvision too; lightly cannot be spared its normalised floats.
+All run in this process with one thread and take turns. Counted is processor time, so that it
+matters less what else the machine does; a ratio is the median of those of the rounds. Each gets the
+encoded file in memory and ends with uint8 views, torchvision too; lightly cannot be spared its
+normalised floats.
 Needs the extra "benchmarks" (lightly).
 """
 
@@ -141,7 +142,7 @@ def floor() -> Pipeline:
 def take_turns(
     pipelines: dict[str, Pipeline], files: Sequence[bytes], rounds: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of processor time for an image, of each pipeline in each round but the first, a warm-up."""
+    """Milliseconds for an image, by pipeline and round; the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in pipelines}
     for number in range(rounds + 1):
         for name, pipeline in pipelines.items():
@@ -157,12 +158,12 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
     """Images per second of 2 loader processes over those of 1, the median of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train").mkdir()
-        for i in range(512):
+        for i in range(256):
             (Path(folder) / "train" / f"{i}.jpg").write_bytes(files[i % len(files)])
         source = open_source(source="folder", root_path=folder, image_folder="", split="train")
 
         def seconds(workers: int) -> float:
-            steps = 32
+            steps = 16
             stream = training_batches(
                 source, SPEC, batch_size=16, steps_per_epoch=steps, start_step=0,
                 stop_step=3 * steps, seed=0, num_workers=workers,

@@ -131,12 +131,12 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     # OpenCV has no antialiased bilinear filter: INTER_AREA is both blurrier and slower than this.
     pixels = np.require(image, requirements=["C", "W"]).reshape(*image.shape[:2], -1)
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None],
+        torch.from_numpy(pixels)[None].permute(0, 3, 1, 2),  # strides that it sees as channels last
         size=(height, width),
         mode="bilinear",
         antialias=True,
     )
-    return resized[0].permute(1, 2, 0).numpy().reshape(height, width, *image.shape[2:])
+    return resized.permute(0, 2, 3, 1)[0].numpy().reshape(height, width, *image.shape[2:])
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
