@@ -168,10 +168,10 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
                 source, SPEC, batch_size=16, steps_per_epoch=steps, start_step=0,
                 stop_step=3 * steps, seed=0, num_workers=workers,
             )  # fmt: skip
-            for _ in range(8):  # until the workers are at their pace
+            for _ in range(4):  # until the workers are at their pace
                 next(stream)
             start = time.perf_counter()
-            for _ in range(2 * steps):
+            for _ in range(steps):
                 next(stream)
             return time.perf_counter() - start
 
