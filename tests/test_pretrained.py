@@ -12,7 +12,7 @@ from msn.pretrained import infer_architecture, read_pretrained
 SMALL = EncoderSize(4, 64, 3, 1)
 
 
-def official_file(path: Path, size: EncoderSize = SMALL, **changes: Any) -> Path:
+def official_file(path: Path, size: EncoderSize = SMALL, *, seed: int = 0, **changes: Any) -> Path:
     """As released: a target encoder with its head, under the prefix of DistributedDataParallel."""
     vit = build_encoder(
         size, image_size=16, head=projection_head(size.embed_dim, 32, 8, batch_norm=True)

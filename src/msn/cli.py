@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate linear": "train linear classifiers on frozen features, with all labels",
     "evaluate finetune": "train encoder and classifier together, with labels",
     "features": "write the features of a frozen encoder to a file",
-    "evaluate all": "k-NN and few labels for trained and untrained encoder, in one table",
+    "evaluate all": "k-NN, few labels and all, trained and untrained, in one table",
     "evaluate logistic": "logistic regression on frozen features with few labels or all",
     "evaluate knn": "nearest neighbours on frozen features",
     "subsets draw": "write lists of a few labelled images of each class",

@@ -222,7 +222,7 @@ def test_all_takes_images_and_size_from_the_checkpoint(tmp_path: Path, capsys: A
     text = (tmp_path / "tiny-latest-evaluation.md").read_text()
     assert text in capsys.readouterr().out
     heading, _, *rows = text.splitlines()
-    assert heading == "| accuracy in % | 20-NN | 1-shot | 2-shot |"
+    assert heading == "| accuracy in % | 20-NN | 1-shot | 2-shot | linear, all labels |"
     assert [row.split(" | ")[0] for row in rows] == [
         *("| raw pixels", "| untrained encoder", "| trained encoder"),
     ]

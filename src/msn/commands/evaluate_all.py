@@ -11,6 +11,8 @@ from torch import Tensor
 from msn.commands.weights import Bench, add_options, beside, open_bench
 from msn.data.sources import Source
 from msn.errors import UserError
+from msn.evaluation.logistic import accuracy, fit, prepare
+from msn.evaluation.lowshot import LAMBDA
 from msn.features import evenly_spaced, raw_pixels, views
 from msn.files import replacing
 from msn.frozen import frozen
@@ -48,20 +50,17 @@ def run(options: argparse.Namespace) -> None:
         for source, indices in zip(splits, chosen, strict=True)
     )
     counts = available(train_labels, options.images_per_class)
-    rows = [
-        score(
-            *(Representation(name, *features), train_labels, val_labels, counts),
-            draws=options.draws,
-            seed=options.seed,
-            k=options.k,
-        )
-        for name, features in (
-            ("raw pixels", _pixels(bench, splits, chosen)),
-            ("untrained encoder", _features(_untrained(bench, options.seed), splits, chosen)),
-            ("trained encoder", _features(bench, splits, chosen)),
-        )
-    ]
-    text = markdown(rows, options.k)
+    rows, linear = [], []
+    for name, (train, val) in (
+        ("raw pixels", _pixels(bench, splits, chosen)),
+        ("untrained encoder", _features(_untrained(bench, options.seed), splits, chosen)),
+        ("trained encoder", _features(bench, splits, chosen)),
+    ):
+        row = Representation(name, train, val)
+        settings = {"draws": options.draws, "seed": options.seed, "k": options.k}
+        rows.append(score(row, train_labels, val_labels, counts, **settings))
+        linear.append(_linear(row, train_labels, val_labels, bench.encoder.devices[0]))
+    text = markdown(rows, linear, options.k)
     print(text)
     path = options.out or beside(options.weights, "evaluation.md")
     with replacing(path) as temporary:
@@ -69,15 +68,23 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nwritten: {path}")
 
 
-def markdown(rows: Sequence[Scores], k: int) -> str:
-    """A line for each representation: k-NN, then each number of images per class."""
+def markdown(rows: Sequence[Scores], linear: Sequence[float], k: int) -> str:
+    """A line for each representation: k-NN, each number of images per class, all labels."""
     shots = [f"{result.images_per_class}-shot" for result in rows[0].low_shot]
-    heads = ["accuracy in %", f"{k}-NN", *shots]
+    heads = ["accuracy in %", f"{k}-NN", *shots, "linear, all labels"]
     lines = [heads, ["---"] * len(heads)]
-    for row in rows:
+    for row, top1 in zip(rows, linear, strict=True):
         cells = [f"{result.mean:.1f} ± {result.std:.1f}" for result in row.low_shot]
-        lines.append([row.name, f"{row.knn:.1f}", *cells])
+        lines.append([row.name, f"{row.knn:.1f}", *cells, f"{top1:.1f}"])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _linear(
+    row: Representation, train_labels: Tensor, val_labels: Tensor, device: torch.device
+) -> float:
+    """Logistic regression on all labels, as in the paper's linear transfer (appendix A)."""
+    train, val = (prepare(features.double().to(device)) for features in (row.train, row.val))
+    return accuracy(fit(train, train_labels, lambd=LAMBDA), val, val_labels).top1
 
 
 def _untrained(bench: Bench, seed: int) -> Bench:
