@@ -1,6 +1,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
@@ -278,9 +280,10 @@ def test_workers_outlive_a_signal_to_the_whole_group(number: signal.Signals) -> 
     views = kept(islice(received, 2))  # one by each: both are ready
     children = multiprocessing.active_children()
     assert len(children) == 2
-    for child in children:
-        assert child.pid
-        os.kill(child.pid, number)
+    # From elsewhere, as from a terminal or SLURM: a SIGTERM of the main process ends a worker.
+    subprocess.run(
+        ["kill", f"-{number.value}", *(str(child.pid) for child in children)], check=True
+    )
     time.sleep(0.1)
     views += kept(received)
     assert_equal(views, batches(Images(14), 0, 40))
@@ -344,12 +347,30 @@ def test_auto_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count("auto") == loader.MOST_WORKERS
 
 
-def test_workers_use_no_threads_of_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers: list[int] = []
-    monkeypatch.setattr(cv2, "setNumThreads", numbers.append)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    loader.start_worker(0)
-    assert numbers == [0]
+def test_workers_use_no_threads_of_opencv(tmp_path: Path) -> None:
+    class Counting(Images):
+        def read(self, index: int) -> Sample:
+            with (tmp_path / "threads").open("a") as file:
+                file.write(f"{cv2.getNumThreads()}\n")
+            return super().read(index)
+
+    batches(Counting(14), 0, 1, workers=1)
+    assert set((tmp_path / "threads").read_text().split()) == {"1"}
+
+
+LEFT_OPEN = """
+from tests.data.test_loader import Images, stream
+received = stream(Images(14), 0, 10**6, workers=2)
+next(received)
+raise KeyError("its traceback holds the batches")
+"""
+
+
+def test_a_process_that_still_holds_batches_can_end() -> None:
+    command = [sys.executable, "-c", LEFT_OPEN]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("KeyError")
 
 
 # --- refusals

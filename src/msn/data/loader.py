@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import cv2
@@ -245,8 +245,13 @@ def start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism: more threads only contend
     # Ctrl-C and SIGTERM may come to the whole group, but are for the main process, which saves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def _ignore_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)  # the next comes from the main process, and is meant
+def _end_with(parent: int) -> None:
+    """Heed a SIGTERM of the main process, which ends its workers so, and of nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
