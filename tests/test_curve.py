@@ -41,7 +41,7 @@ def fixed_parts() -> Parts:
     model.prototypes.data = torch.from_numpy(draw.normal(0, 0.3, model.prototypes.shape))
     optimizer = build_optimizer(parameter_groups(model.anchor, model.prototypes))
     parts = build_parts(config, torch.device("cpu"))
-    return replace(parts, model=model, optimizer=optimizer, schedules=schedules)
+    return replace(parts, model=model, replica=model, optimizer=optimizer, schedules=schedules)
 
 
 def fixed_views(step: int) -> Views:
