@@ -1,6 +1,6 @@
 """What twelve linear classifiers cost over one: ViT-S/16, 224 px, 1,000 classes, side by side.
 
-python benchmarks/linear.py [--rounds 5] [--batch-size 32] [--device cuda]
+python benchmarks/linear.py [--rounds 5] [--batch-size 64] [--device cuda]
 """
 
 import argparse
@@ -43,7 +43,7 @@ def seconds(learner: LinearLearner, images: torch.Tensor, labels: torch.Tensor) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -39,6 +39,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shortened(words: list[str]) -> list[str]:
     """The command as written, but over in seconds: small model, one epoch, few draws."""
+    if "--linear-eval" in words or "finetune" in words:
+        warmup = ["optimization.warmup=0"] * ("finetune" in words)
+        return [sys.executable, *words[1:], "optimization.epochs=1", *warmup]
     if words[1] == "-m":
         few = (
             ["--draws", "2"]

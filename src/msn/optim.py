@@ -94,7 +94,9 @@ class MomentumSGD(torch.optim.Optimizer):
         """One step; gradients are left as they are."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                move = parameter.grad.add(parameter, alpha=group["weight_decay"]).mul_(-group["lr"])
+                move = parameter.grad * -group["lr"]
+                if group["weight_decay"]:
+                    move.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
                 state = self.state[parameter]
                 if "steps" not in state:
                     state["steps"] = torch.zeros_like(parameter)

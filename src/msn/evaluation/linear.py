@@ -95,8 +95,6 @@ class LinearLearner:
     def features(self, images: Tensor) -> Tensor:
         """Class tokens of as many last blocks as any classifier sees: float32 (B, blocks * D)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.blocks == 1:
-                return self.encoder.cls(images, norm=False).float()
             return self.encoder.block_cls(images, self.blocks).float()
 
     def state(self) -> State:

@@ -188,8 +188,13 @@ class VisionTransformer(nn.Module):
 
     def block_cls(self, images: Tensor, blocks: int, keep: Tensor | None = None) -> Tensor:
         """Class tokens of the last `blocks` blocks, without the final norm: (B, blocks * D)."""
-        outputs = self.block_outputs(images, keep, last=blocks)
-        return torch.cat([tokens[:, 0] for tokens in outputs], dim=-1)
+        tokens = self.embed(images, keep)
+        outputs: deque[Tensor] = deque(maxlen=blocks)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+            outputs.append(tokens[:, 0])
+        outputs.append(_class_token_only(self.blocks[-1], tokens))
+        return torch.cat(list(outputs), dim=-1)
 
     def last_features(
         self,
