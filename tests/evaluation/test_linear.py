@@ -11,6 +11,7 @@ import torch
 from msn import checkpoint
 from msn.cli import main
 from msn.config import LinearConfig, load
+from msn.data.sources import open_source
 from msn.errors import RunError, UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.linear import linear_evaluation
@@ -176,6 +177,20 @@ def test_two_processes_are_one_with_the_whole_batch(
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in grid[0].iterdir()}
 
 
+def test_a_list_of_images_to_learn_from(weights: Path, tmp_path: Path) -> None:
+    source = open_source(source="digits", root_path=None, image_folder="", split="train")
+    listed = [source.name(index) for index in range(0, 120, 2)]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    few = config(
+        weights,
+        tmp_path / "run",
+        data__subset=str(tmp_path / "list.txt"),
+        optimization__batch_size=20,
+    )
+    linear_evaluation(few, CPU)
+    assert latest(tmp_path / "run")["steps_per_epoch"] == 3
+
+
 def test_one_diverging_classifier_leaves_the_others_alone(
     grid: tuple[Path, Result], weights: Path, tmp_path: Path
 ) -> None:
@@ -278,6 +293,7 @@ WRONG = [
     (["data.source=folder", "data.root_path={}/whole"], "whole/val: no such folder"),
     (["data.source=folder", "data.root_path={}/flat"], "the images have no labels"),
     (["data.source=folder", "data.root_path={}/odd", "data.num_classes=2"], "val images are of 3"),
+    (["data.subset=/nonexistent"], "/nonexistent: no such list"),
     (["--dry-run"], "--dry-run plans a pre-training"),
 ]
 

@@ -14,6 +14,7 @@ from msn.data.labelled import LabelledSet, Transform
 from msn.errors import UserError
 from msn.pretrained import Pretrained, digest, read_pretrained
 from msn.sections.evaluation import LabelledImages
+from msn.subsets import read_subset
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def labelled_set(data: LabelledImages, split: str, channels: int) -> LabelledSet
     """A split with its labels.
 
     Raises:
-        UserError: it is not there, has no labels, or its images are not of the encoder's channels.
+        UserError: it is not there, has no labels, its images are not of the encoder's channels, or
+            the list of those to learn from does not fit.
     """
     folder = Path(data.root_path or "", data.image_folder, split)
     if data.source == "folder" and not folder.is_dir():
@@ -120,7 +122,10 @@ def labelled_set(data: LabelledImages, split: str, channels: int) -> LabelledSet
             f"{folder if data.root_path else data.source}: the images have no labels;"
             " put them into one folder per class, or name another data.source"
         )
-    return LabelledSet(source, np.asarray(labels), np.arange(len(source)))
+    chosen = np.arange(len(source))
+    if data.subset and split == "train":
+        chosen = read_subset(Path(data.subset), source)
+    return LabelledSet(source, np.asarray(labels), chosen)
 
 
 def count_classes(data: LabelledImages, train: LabelledSet, val: LabelledSet) -> int:

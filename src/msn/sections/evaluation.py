@@ -56,6 +56,8 @@ class LabelledImages(Images):
 
     num_classes: Annotated[int, Field(ge=2, lt=2**31)] | None = None
     """Number of classes; null counts those of the training images."""
+    subset: NonEmpty | None = None
+    """List of the training images to learn from, in the official format; null takes all."""
     image_size: Count = 224
     """Side of the images that the encoder sees, px."""
     crop_scale: CropScale = (0.08, 1.0)
