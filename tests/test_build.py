@@ -69,10 +69,3 @@ def test_precision_is_what_was_asked_for() -> None:
     assert use_bf16("bf16", cpu)
     assert not use_bf16("fp32", cpu)
     assert not use_bf16("auto", torch.device("mps"))
-
-
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would each train alone and overwrite each other's files."""
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="WORLD_SIZE=4"):
-        tiny_parts(tmp_path)

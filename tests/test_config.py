@@ -98,6 +98,8 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
     "logging": {
         "checkpoint_freq": 25,
         "checkpoint_freq_itr": 2500,
+        "keep": 1,
+        "async_save": False,
         "log_freq": 10,
         "tensorboard": True,
         "probe": None,
@@ -108,6 +110,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "precision": "auto",
         "seed": 0,
         "init_from": None,
+        "allow_batch_change": False,
         "two_layer": False,
     },
     "optimization": {"ema": (0.996, 1.0), "schedule_stretch": 1.25, "accumulate": 1},

@@ -15,12 +15,14 @@ ROOT = Path(__file__).parents[1]
 # A module imports only from lower floors. A new module has to take a floor here.
 FLOORS = {
     4: "msn.commands.export msn.commands.import"
-    " main msn.cli msn.__main__ msn.commands msn.commands.pretrain msn.commands.experiment"
+    " main main_distributed msn.spawn msn.cli msn.__main__ msn.commands msn.commands.submit"
+    " msn.commands.pretrain msn.commands.experiment"
     " msn.commands.views msn.commands.evaluate_linear msn.commands.evaluate_finetune logistic_eval"
     " msn.commands.features msn.commands.evaluate_knn msn.commands.evaluate_logistic"
     " msn.commands.evaluate_all msn.commands.subsets_draw msn.commands.subsets_fetch"
     " msn.commands.weights",
     3: "msn.interop.pretraining"
+    " msn.launch msn.resuming msn.saving"
     " msn.build msn.contact_sheet msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
     " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune"
@@ -35,12 +37,13 @@ FLOORS = {
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
     " msn.data.device_views msn.data.batch msn.data.order msn.optim msn.checkpoint msn.runlog"
-    " msn.health msn.devices msn.bad_images msn.data.staging",
+    " msn.health msn.devices msn.bad_images msn.data.staging msn.lock",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.evaluation msn.sections.criterion msn.sections.data"
     " msn.sections.logging msn.sections.meta msn.sections.optimization"
     " msn.data.image msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
-    " msn.losses msn.models.masking msn.schedules msn.models.batch_norm",
+    " msn.losses msn.models.masking msn.schedules msn.models.batch_norm"
+    " msn.collectives msn.identity msn.signals",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
@@ -55,6 +58,8 @@ SIBLINGS = {
         for name in ("features", "evaluate_knn", "evaluate_logistic", "evaluate_all")
     },
     ("msn.evaluation.curve", "msn.evaluation.logistic"): "the classifier",
+    ("main_distributed", "msn.cli"): "so is this one",
+    ("msn.commands.experiment", "msn.spawn"): "a process for each device",
     ("msn.config", "msn.configfile"): "the file that the config is read from",
     ("msn.__main__", "msn.cli"): "python -m msn is the command too",
     **{
@@ -83,7 +88,6 @@ SIBLINGS = {
     ("msn.evaluation.job", "msn.build"): "opens the images of a section",
     ("msn.evaluation.linear", "msn.build"): "chooses the precision",
     ("msn.evaluation.finetune", "msn.build"): "likewise",
-    ("msn.evaluation.supervised", "msn.pretrain"): "signals and resuming in common",
     ("msn.evaluation.supervised", "msn.evaluation.accuracy"): "measured after every epoch",
     ("msn.evaluation.supervised", "msn.evaluation.job"): "what there is to learn",
     **{
@@ -105,8 +109,14 @@ SIBLINGS = {
     ("msn.data.batch", "msn.data.views"): "the views of one image of the batch",
     ("msn.data.device_views", "msn.data.views"): "the blur and the grey that both paths compute",
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
-    ("msn.losses", "msn.distributed"): "targets and mean assignment are those of all processes",
-    ("msn.models.batch_norm", "msn.distributed"): "so are the statistics",
+    ("msn.distributed", "msn.identity"): "all processes must be alike",
+    ("msn.collectives", "msn.errors"): "an error of one is known to all",
+    ("msn.losses", "msn.collectives"): "targets and mean assignment are those of all processes",
+    ("msn.models.batch_norm", "msn.collectives"): "so are the statistics",
+    ("msn.pretrain", "msn.resuming"): "where it starts from",
+    ("msn.pretrain", "msn.saving"): "what it saves",
+    ("msn.resuming", "msn.build"): "the parts to load into",
+    ("msn.saving", "msn.build"): "the parts to save",
     ("msn.files", "msn.errors"): "so is a folder that cannot be written",
     ("msn.contact_sheet", "msn.build"): "the views that a run would have",
     ("msn.plan", "msn.build"): "the parts that a run would have",

@@ -14,7 +14,8 @@ import torch
 
 from msn import checkpoint
 from msn.errors import RunError, UserError
-from msn.pretrain import config_changes, pretrain
+from msn.identity import changes
+from msn.pretrain import pretrain
 from tests.experiments import tiny_config, write_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +197,7 @@ def test_released_weights_warm_start_anchor_and_target(unbroken: Path, tmp_path:
         ({"criterion__num_proto": 9}, r"'prototypes' is of another model.*\(8, 8\).*\(9, 8\)"),
         ({"meta__hidden_dim": 25}, r"'encoder' is of another model: fc\.fc1\.weight is \(24, 16\)"),
         ({"criterion__freeze_proto": True}, "'opt' is of another model"),
-        ({"criterion__batch_size": 16}, "40 steps per epoch, the config gives 81"),
+        ({"criterion__batch_size": 16}, r"global batch of 32 = 32 x 1 .* this run has 16 = 16 x 1"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(
@@ -226,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(unbroken: Path, tmp_path: Path)
 
 def test_changes_between_configs_are_named() -> None:
     old = {"a": {"x": 1, "y": 2}, "b": 3}
-    assert config_changes(old, {"a": {"x": 1, "y": 5}, "b": 3}) == ["a.y: 2 -> 5"]
+    assert changes(old, {"a": {"x": 1, "y": 5}, "b": 3}) == ["a.y: 2 -> 5"]
 
 
 WRONG = [

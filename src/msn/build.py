@@ -5,7 +5,6 @@ Nothing is read but the list of images, nothing written but the copy that `meta.
 
 import math
 import tempfile
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msn import checkpoint, distributed
+from msn import checkpoint, collectives
 from msn.config import Config, PowerLaw
 from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source
@@ -109,22 +108,8 @@ class Parts:
     total_steps: int
 
     def replicated(self) -> "Parts":
-        """The parts with the model replicated over all processes, if there are several.
-
-        Every process then has the weights of rank 0, and gradients are averaged while the backward
-        pass is under way. The target has no gradients, so nothing is exchanged for it.
-        """
-        if self.batch.processes == 1:
-            return self
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.8
-            replica = nn.parallel.DistributedDataParallel(
-                self.model,
-                static_graph=True,
-                gradient_as_bucket_view=True,
-                broadcast_buffers=False,  # computed from the global batch, they are equal
-            )
-        return replace(self, replica=replica)
+        """The parts with the model replicated over all processes."""
+        return replace(self, replica=collectives.replicated(self.model))
 
     def load_weights(self, found: checkpoint.Found) -> None:
         """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
@@ -155,11 +140,9 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     Raises:
         UserError: a folder or file that the config names is missing or wrong.
     """
-    if distributed.world_size() == 1:
-        distributed.require_single_process()
     data = local_copy(config.data) if config.meta.copy_data else config.data
     source = open_images(data, "train")
-    batch = share_out(config, distributed.world_size())
+    batch = share_out(config, collectives.world_size())
     steps = steps_per_epoch(batch, len(source))
     schedules = build_schedules(config, steps)
     model = build_model(config, schedules, source.channels).to(device)

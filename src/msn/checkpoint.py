@@ -43,6 +43,16 @@ def epoch_path(folder: Path, tag: str, epochs: int) -> Path:
     return folder / f"{tag}-ep{epochs}.pth.tar"
 
 
+def step_path(folder: Path, tag: str, step: int) -> Path:
+    """A save of before the latest one, after a number of finished steps."""
+    return folder / f"{tag}-step{step}.pth.tar"
+
+
+def lock_path(folder: Path, tag: str) -> Path:
+    """The file that says who is writing to the folder."""
+    return folder / f"{tag}.lock"
+
+
 def config_path(folder: Path, tag: str) -> Path:
     """The resolved config, written beside the run."""
     return folder / f"{tag}-config.yaml"
@@ -71,6 +81,29 @@ def save(path: Path, state: State) -> None:
             torch.save(state, file)
         except RuntimeError as error:  # what torch makes of a failed write
             raise OSError(errno.EIO, "the disk may be full") from error
+
+
+def save_latest(folder: Path, tag: str, state: State, *, before: int | None, keep: int) -> None:
+    """Replace the latest checkpoint; of those before, the `keep` - 1 newest stay, by their step.
+
+    Args:
+        before: step of the one that is replaced, None if there is none.
+
+    Raises:
+        UserError: as `save`.
+    """
+    latest = latest_path(folder, tag)
+    if keep > 1 and before is not None and before != state["step"]:
+        earlier = step_path(folder, tag, before)
+        with writing(earlier):
+            earlier.unlink(missing_ok=True)
+            try:
+                os.link(latest, earlier)
+            except OSError:  # no hard links on this file system
+                os.replace(latest, earlier)
+    save(latest, state)
+    for path in _numbered(folder, tag, "step")[keep - 1 :]:
+        path.unlink(missing_ok=True)
 
 
 def load(path: Path, key: str | None = "target_encoder") -> State:
@@ -169,13 +202,19 @@ def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
 
 
 def _newest_first(folder: Path, tag: str) -> list[Path]:
+    latest = latest_path(folder, tag)
+    earlier = [*_numbered(folder, tag, "step"), *_numbered(folder, tag, "ep")]
+    return [latest] * latest.exists() + earlier
+
+
+def _numbered(folder: Path, tag: str, kind: str) -> list[Path]:
+    """Files `TAG-KINDn`, the largest n first."""
     numbered = []
     for path in folder.glob("*.pth.tar"):
-        match = re.fullmatch(re.escape(tag) + r"-ep(\d+)\.pth\.tar", path.name)
+        match = re.fullmatch(re.escape(f"{tag}-{kind}") + r"(\d+)\.pth\.tar", path.name)
         if match:
             numbered.append((int(match[1]), path))
-    latest = latest_path(folder, tag)
-    return [latest] * latest.exists() + [path for _, path in sorted(numbered, reverse=True)]
+    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def _damaged(path: Path) -> UserError:

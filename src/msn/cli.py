@@ -13,6 +13,7 @@ COMMANDS = {
     "views": "draw the views that a config makes of an image",
     "export": "write weights for other software, or release a whole run",
     "import": "read weights from elsewhere, or download the released ones",
+    "submit": "the same as a SLURM job, queued again until it is done",
     "evaluate linear": "train linear classifiers on frozen features, with all labels",
     "evaluate finetune": "train encoder and classifier together, with labels",
     "features": "write the features of a frozen encoder to a file",
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command.run(options)
     except UserError as error:
+        from msn.distributed import report  # torch comes along, which help can do without
+
+        report(error)
         prefix = "" if isinstance(error, Interrupted) else "error: "
         print(f"{prefix}{error}", file=sys.stderr)
         return error.exit_code

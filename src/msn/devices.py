@@ -1,29 +1,27 @@
 """The device that a command computes on."""
 
-from collections.abc import Sequence
-
 import torch
 
 from msn.errors import UserError
 
 
-def choose_device(names: Sequence[str]) -> torch.device:
-    """The device to train on.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name; for "auto" a GPU of this machine's process, or the CPU.
 
     Raises:
-        UserError: there is no such device, or more than one is named.
+        UserError: there is no such device.
     """
-    if len(names) > 1:
-        raise UserError(f"--devices {' '.join(names)}: this version trains on one device; name one")
-    name = names[0]
+    count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        # SLURM may show each process its own GPU only.
+        return (
+            torch.device("cuda", local_rank if count > 1 else 0) if count else torch.device("cpu")
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--devices {name}: not a device; give cpu or cuda:NUMBER") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"--devices {name}: this machine has {count} GPUs; give cpu or another")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--devices {name}: only cpu and cuda are supported")

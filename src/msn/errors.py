@@ -17,6 +17,20 @@ class RunError(UserError):
 
 
 class Interrupted(UserError):
-    """The run was asked to stop, and did so with everything saved."""
+    """The run was asked to stop, and did so with everything saved.
+
+    Attributes:
+        number: of the signal that asked.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class PeerLost(UserError):
+    """Another process of the run ended; its own error says why."""
+
+    exit_code = 3

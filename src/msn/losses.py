@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msn import distributed
+from msn import collectives
 
 
 class MSNLosses(NamedTuple):
@@ -87,7 +87,7 @@ def log_sinkhorn(log_p: Tensor, iterations: int) -> Tensor:
     the last scaling and are left out.
     """
     for _ in range(iterations):
-        log_p = log_p - distributed.log_mean_exp(torch.logsumexp(log_p, dim=0, keepdim=True))
+        log_p = log_p - collectives.log_mean_exp(torch.logsumexp(log_p, dim=0, keepdim=True))
         log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
     return log_p
 
@@ -113,7 +113,7 @@ def kl_to_prior(log_mean: Tensor, log_prior: Tensor) -> Tensor:
 
 def log_mean(log_p: Tensor) -> Tensor:
     """Log of the mean over the rows of all processes of (N, K) log-probabilities, shape (K,)."""
-    return distributed.log_mean_exp(torch.logsumexp(log_p, dim=0) - math.log(len(log_p)))
+    return collectives.log_mean_exp(torch.logsumexp(log_p, dim=0) - math.log(len(log_p)))
 
 
 def mean_entropy(log_p: Tensor) -> Tensor:

@@ -5,30 +5,33 @@ The loop knows no method. It drives a model with `forward(views, step)`, `after_
 """
 
 import contextlib
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from msn import checkpoint, distributed
+from msn import checkpoint, collectives
 from msn.bad_images import BadImages, bad_images_path
 from msn.build import Parts, build_parts
+from msn.collectives import Ballot, agreed, of_rank_0
 from msn.config import Config
 from msn.data.batch import Views
 from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
 from msn.data.prefetch import on_device
-from msn.errors import Interrupted, RunError, UserError
+from msn.distributed import job_name
+from msn.errors import Interrupted, RunError
 from msn.files import replacing
 from msn.keyed import Stream, seed64
+from msn.lock import locked, require_shared
 from msn.models.msn import MSNOutput
 from msn.optim import set_hyperparameters, step_unless
 from msn.probe import Probe
+from msn.resuming import resume
 from msn.runlog import RunLog, StepTimer
+from msn.saving import Saver
+from msn.signals import stop_on_signal
 
 
 class StepResult(NamedTuple):
@@ -47,7 +50,7 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     """
     model, optimizer, schedules = parts.model, parts.optimizer, parts.schedules
     # Stochastic depth draws from the global generators: key them, so that a resumed run agrees.
-    torch.manual_seed(seed64(parts.seed, Stream.STEP, step, distributed.rank()))
+    torch.manual_seed(seed64(parts.seed, Stream.STEP, step, collectives.rank()))
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.bf16):
         output = parts.replica(views, step=step)
@@ -59,7 +62,7 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     output.total.backward()
     limit = parts.clip_grad if parts.clip_grad is not None else torch.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit)
-    loss = distributed.mean(output.total.detach())
+    loss = collectives.mean(output.total.detach())
     step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
     model.after_step(step)
     return StepResult(output, loss, grad_norm)
@@ -68,27 +71,53 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
 def pretrain(config: Config, device: torch.device) -> None:
     """Run the experiment of a config to its end, or on from where it was interrupted.
 
+    One process of several does its share; rank 0 alone writes and speaks.
+
     Raises:
         UserError: something that was asked for cannot be done; nothing is overwritten.
         RunError: the loss or a gradient stopped being finite.
+        PeerLost: another process could not go on.
         Interrupted: a signal asked to stop; the run is saved.
     """
     folder, tag = Path(config.logging.folder), config.logging.write_tag
-    parts = build_parts(config, device)
-    checkpoint.prepare_folder(folder)
-    start = resume(config, parts, folder, tag)
-    with replacing(checkpoint.config_path(folder, tag)) as path:
-        path.write_text(config.dump_yaml(), encoding="utf-8")
-    probe = Probe(config, parts) if config.logging.probe else None
+    chief = collectives.rank() == 0
+    with agreed():
+        parts = build_parts(config, device)
+    with contextlib.ExitStack() as held:
+        owner = ""
+        with agreed():
+            if chief:
+                checkpoint.prepare_folder(folder)
+                lock = checkpoint.lock_path(folder, tag)
+                owner = held.enter_context(locked(lock, job=job_name()))
+        owner = of_rank_0(owner)
+        with agreed():
+            require_shared(checkpoint.lock_path(folder, tag), owner)
+        start = resume(config, parts, folder, tag)
+        parts = parts.replicated()
+        with agreed():
+            if chief:
+                with replacing(checkpoint.config_path(folder, tag)) as path:
+                    path.write_text(config.dump_yaml(), encoding="utf-8")
+            probe = Probe(config, parts) if chief and config.logging.probe else None
+        run(config, parts, probe, start)
+
+
+def run(config: Config, parts: Parts, probe: Probe | None, start: int) -> None:
+    """The run from step `start` on, with its log and its last words."""
+    folder, tag = Path(config.logging.folder), config.logging.write_tag
+    rank = collectives.rank()
+    own_tag = f"{tag}_r{rank}" if rank else tag  # of what each process meets alone
     with RunLog(
         folder,
         tag,
+        rank=rank,
         start_step=start,
         total_steps=parts.total_steps,
         tensorboard=config.logging.tensorboard,
     ) as log:
         bad_images = BadImages(
-            bad_images_path(folder, tag),
+            bad_images_path(folder, own_tag),
             images=len(parts.source),
             max_bad=config.data.max_bad,
             start_step=start,
@@ -114,15 +143,16 @@ def train(
 ) -> None:
     """The loop, from step `start` to the end."""
     logging, per_epoch = config.logging, parts.steps_per_epoch
-    timer = StepTimer()
+    timer, ballot = StepTimer(), Ballot()
+    saver = Saver(config, parts, start, log.say)
     with stop_on_signal() as stop, worker_deaths():
         for step, (views, bad) in enumerate(batches(config, parts, start), start):
             timer.data_ready()
             bad_images.record(step, bad)
             result = train_step(parts, views.normalised(parts.mean, parts.std), step)
-            timer.step_done(len(views.target))
+            timer.step_done(parts.batch.total)
 
-            done, stopping = step + 1, stop.is_set()
+            done, stopping = step + 1, ballot.vote(stop.number)
             epochs_done = done // per_epoch if done % per_epoch == 0 else 0
             logs = step % per_epoch % logging.log_freq == 0
             saves = epochs_done or done % logging.checkpoint_freq_itr == 0 or stopping
@@ -136,12 +166,17 @@ def train(
                 if probe and epochs_done and probe.is_due(epochs_done):
                     log.probe(step, epochs_done, probe.top1())
                 if saves:
-                    save(config, parts, result, done)
+                    saver.save(float(result.loss), done)
+                saver.retry()
             if stopping and done < parts.total_steps:
+                saver.finish()
                 raise Interrupted(
                     f"stopped after step {done} of {parts.total_steps} and saved;"
-                    " the same command goes on from there"
+                    " the same command goes on from there",
+                    stopping,
                 )
+        ballot.close()
+        saver.finish()
 
 
 def batches(config: Config, parts: Parts, start: int) -> Iterator[Batch]:
@@ -155,7 +190,7 @@ def batches(config: Config, parts: Parts, start: int) -> Iterator[Batch]:
         stop_step=parts.total_steps,
         seed=parts.seed,
         num_workers=worker_count(config.data.num_workers),
-        rank=distributed.rank(),
+        rank=collectives.rank(),
         world_size=parts.batch.processes,
     )
     return on_device(loaded, parts.device, pin_memory=config.data.pin_mem)
@@ -215,118 +250,3 @@ def require_finite(config: Config, parts: Parts, result: StepResult) -> None:
         " large one: lower optimization.lr, lengthen optimization.warmup, raise data.patch_drop,"
         f" or set meta.precision: fp32; {kept}"
     )
-
-
-def save(config: Config, parts: Parts, result: StepResult, done: int) -> None:
-    """Write the latest checkpoint after `done` steps, and a numbered one where it is due."""
-    folder, tag = Path(config.logging.folder), config.logging.write_tag
-    epochs, inside = divmod(done, parts.steps_per_epoch)
-    state = {
-        **parts.model.state(),
-        "opt": parts.optimizer.state_dict(),
-        "epoch": epochs,
-        "batch_size": parts.batch.own,
-        "world_size": parts.batch.processes,
-        "lr": config.optimization.lr,
-        "temperature": config.criterion.temperature,
-        "loss": float(result.loss),
-        "step": done,
-        "steps_per_epoch": parts.steps_per_epoch,
-        "config": config.model_dump(mode="json"),
-        "mean": parts.mean.tolist(),
-        "std": parts.std.tolist(),
-        "version": checkpoint.VERSION,
-    }
-    frequency = config.logging.checkpoint_freq
-    early = epochs < frequency and epochs % 10 == 0
-    last = epochs == config.optimization.epochs
-    if inside == 0 and (epochs % frequency == 0 or early or last):
-        checkpoint.save(checkpoint.epoch_path(folder, tag, epochs), state)
-    checkpoint.save(checkpoint.latest_path(folder, tag), state)
-
-
-def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
-    """Load what the run is to start from; the number of steps that are already done.
-
-    In this order: the run's own newest checkpoint, `meta.read_checkpoint` (with
-    `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimiser state warm-starts.
-    """
-    found = checkpoint.load_newest(folder, tag, print)
-    warm = config.meta.init_from
-    if found is None and config.meta.load_checkpoint:
-        name = config.meta.read_checkpoint
-        if name is None:
-            raise UserError(
-                f"meta.load_checkpoint is true, but {folder} holds no checkpoint '{tag}-*';"
-                " set it to false to start from the beginning"
-            )
-        found = checkpoint.Found(folder / name, checkpoint.load(folder / name))
-    if found is not None and "opt" in found.state:
-        return restore(config, parts, found)
-    if found is None and warm is not None:
-        found = checkpoint.Found(Path(warm), checkpoint.load(Path(warm)))
-    if found is not None:
-        parts.load_weights(found)
-        print(f"warm start from {found.path}: weights loaded, optimiser and schedules fresh")
-    return 0
-
-
-def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
-    """Continue a run exactly: weights, optimiser, step.
-
-    Raises:
-        UserError: the checkpoint is of another model, or its steps are cut differently.
-    """
-    path, state = found
-    for key in ("encoder", "prototypes", "step", "steps_per_epoch", "config"):
-        if key not in state:
-            raise UserError(
-                f"{path}: has optimiser state but no '{key}', so it cannot be continued exactly;"
-                " name it in meta.init_from, with another logging.write_tag, to warm-start from it"
-            )
-    if state["steps_per_epoch"] != parts.steps_per_epoch:
-        raise UserError(
-            f"{path}: was made with {state['steps_per_epoch']} steps per epoch, the config gives"
-            f" {parts.steps_per_epoch}; use the same data, criterion.batch_size and"
-            " optimization.accumulate, or another logging.write_tag"
-        )
-    parts.load_weights(found)
-    try:
-        parts.optimizer.load_state_dict(state["opt"])
-    except (ValueError, KeyError, TypeError):
-        raise checkpoint.mismatch(path, "opt", ["it has other parameter groups"]) from None
-    for change in config_changes(state["config"], config.model_dump(mode="json")):
-        print(f"changed since the checkpoint: {change}")
-    print(f"resumed from {path}: {state['step']} of {parts.total_steps} steps done")
-    return int(state["step"])
-
-
-def config_changes(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
-    """Keys whose value differs between two resolved configs, as 'key: old -> new'."""
-    changes = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            changes += config_changes(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changes.append(f"{prefix}{key}: {before} -> {after}")
-    return changes
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event, read at step boundaries. A second one is immediate."""
-    stop = threading.Event()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -30,9 +30,10 @@ def csv_path(folder: Path, tag: str, rank: int = 0) -> Path:
 class RunLog:
     """Writes each logged step to the CSV, TensorBoard and terminal. A context manager.
 
-    Files, in `folder`: `TAG_rRANK.csv` for each rank; from rank 0 also `TAG-probe.csv` and the
-    event files in `TAG-tensorboard/`. Only rank 0 uses the terminal. A resumed run appends: what
-    was logged at or after `start_step` is taken out first, as the run will log it again.
+    Files, in `folder`: `TAG_r0.csv`, `TAG-probe.csv` and the event files in `TAG-tensorboard/`.
+    Only rank 0 writes, to files or the terminal. A resumed run appends: what was logged at or after
+    `start_step` is taken out first, as the run will log it again. What cannot be written later on,
+    on a full disk, is said once and written when it can.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class RunLog:
         """
         folder = Path(folder)
         self._chief = rank == 0
-        self._table = Table(csv_path(folder, tag, rank), COLUMNS, start_step)
+        self._warned = False
+        self._table: Table | None = None
         self._probes: Table | None = None
         self._board: _Board | None = None
         if self._chief:
+            self._table = Table(csv_path(folder, tag), COLUMNS, start_step)
             self._probes = Table(folder / f"{tag}-probe.csv", PROBE_COLUMNS, start_step)
             if tensorboard:
                 self._board = _Board(folder / f"{tag}-tensorboard", start_step)
@@ -76,25 +79,27 @@ class RunLog:
             self._progress = _progress(console, start_step, total_steps)
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Record one step.
+        """Record one step. Does nothing on ranks above 0.
 
         Args:
             row: a value for each of `COLUMNS`: `epoch` counts from 1, `itr` (inside the epoch)
                 and `step` (of the run) from 0; `data_wait` is a share, 0 to 1.
         """
-        self._table.append(row)
-        step = int(row["step"])
-        if self._board:
-            for name in COLUMNS:
-                if name not in ("epoch", "itr", "step"):
-                    self._board.add(f"train/{name}", row[name], step)
+        if self._table is None:
+            return
+        self._append(self._table, row)
+        for name in COLUMNS:
+            if name not in ("epoch", "itr", "step"):
+                self._show(f"train/{name}", row[name], int(row["step"]))
         if self._progress:
             text = (
                 f"epoch {int(row['epoch'])}  loss {row['loss']:.4f}  "
                 f"{row['images_per_s']:.0f} images/s  ETA {self._eta(row)}"
             )
-            self._progress.update(self._progress.task_ids[0], completed=step + 1, text=text)
-        elif self._chief:
+            self._progress.update(
+                self._progress.task_ids[0], completed=int(row["step"]) + 1, text=text
+            )
+        else:
             print(self._line(row), flush=True)
 
     def probe(self, step: int, epoch: int, top1: float) -> None:
@@ -107,9 +112,8 @@ class RunLog:
         """
         if self._probes is None:
             return
-        self._probes.append({"epoch": epoch, "step": step, "top1": top1})
-        if self._board:
-            self._board.add("probe/top1", top1, step)
+        self._append(self._probes, {"epoch": epoch, "step": step, "top1": top1})
+        self._show("probe/top1", top1, step)
         self.say(f"epoch {epoch}  k-NN probe: {top1:.1f} %")
 
     def say(self, text: str) -> None:
@@ -125,15 +129,33 @@ class RunLog:
             self._progress.stop()
         if self._board:
             self._board.close()
-        if self._probes:
-            self._probes.close()
-        self._table.close()
+        for table in (self._probes, self._table):
+            if table:
+                table.close()
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _append(self, table: "Table", row: Mapping[str, float]) -> None:
+        try:
+            table.append(row)
+        except UserError as error:
+            if not self._warned:
+                self.say(f"warning: the run goes on and writes this later: {error}")
+            self._warned = True
+        else:
+            self._warned = False
+
+    def _show(self, name: str, value: float, step: int) -> None:
+        try:
+            if self._board:
+                self._board.add(name, value, step)
+        except UserError as error:
+            self._board = None
+            self.say(f"warning: no more TensorBoard: {error}")
 
     def _line(self, row: Mapping[str, float]) -> str:
         return (
@@ -203,14 +225,22 @@ class Table:
             with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 file.write(",".join(columns) + "\n")
                 file.writelines(_kept_lines(path, columns, start_step))
-            self._file: IO[str] = path.open("a", buffering=1, encoding="utf-8")
+            self._file: IO[bytes] = path.open("ab", buffering=0)
+        self._pending = b""
 
     def append(self, row: Mapping[str, float]) -> None:
+        """Write a row, and those that could not be written before.
+
+        Raises:
+            UserError: it cannot be written now; the next call tries again.
+        """
         if row.keys() != set(self._columns):
             odd = sorted(row.keys() ^ set(self._columns))
             raise ValueError(f"a row of {self._path.name} lacks or should not have {odd}")
+        self._pending += (",".join(_cell(row[name]) for name in self._columns) + "\n").encode()
         with writing(self._path):
-            self._file.write(",".join(_cell(row[name]) for name in self._columns) + "\n")
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
 
     def close(self) -> None:
         with writing(self._path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from msn import distributed
+from msn import collectives
 from msn.build import build_parts
 from msn.data.loader import training_batches
 from msn.losses import log_mean, log_sinkhorn
@@ -99,20 +99,20 @@ def test_by_default_each_process_draws_its_own_masks(tmp_path: Path) -> None:
 
 def norm_of(rows: Tensor, weights: Tensor) -> dict[str, Tensor]:
     """Output, gradient and buffers of our BatchNorm on this process's share of the rows."""
-    share = rows.chunk(distributed.world_size())[distributed.rank()].clone().requires_grad_()
+    share = rows.chunk(collectives.world_size())[collectives.rank()].clone().requires_grad_()
     norm = BatchNorm(rows.shape[1]).to(rows.dtype)
     with torch.no_grad():
         norm.weight.copy_(weights)
     output = norm(share)
     # Weighted by position in the whole batch, so that no two rows are alike.
-    positions = torch.arange(len(rows), dtype=rows.dtype).chunk(distributed.world_size())
-    (output.square() * positions[distributed.rank()][:, None]).sum().backward()
+    positions = torch.arange(len(rows), dtype=rows.dtype).chunk(collectives.world_size())
+    (output.square() * positions[collectives.rank()][:, None]).sum().backward()
     assert share.grad is not None
     assert norm.weight.grad is not None
     return {
         "output": output.detach(),
         "gradient": share.grad,
-        "weight": distributed.mean(norm.weight.grad) * distributed.world_size(),
+        "weight": collectives.mean(norm.weight.grad) * collectives.world_size(),
         "mean": norm.running_mean,
         "var": norm.running_var,
         "count": norm.num_batches_tracked,
@@ -149,7 +149,7 @@ def test_batch_norm_is_that_of_all_rows(offset: float) -> None:
 
 
 def balanced(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    share = log_p.chunk(distributed.world_size())[distributed.rank()]
+    share = log_p.chunk(collectives.world_size())[collectives.rank()]
     return log_sinkhorn(share, 3), log_mean(share)
 
 

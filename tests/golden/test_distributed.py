@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn import distributed
+from msn import collectives
 from msn.losses import log_prior, msn_losses
 from tests.distributed.processes import run_on
 from tests.golden.record import DTYPES, assert_close, golden, golden_files, natural
@@ -18,7 +18,7 @@ MEMAX_WEIGHT, ENT_WEIGHT, TAU = 1.0, 0.3, 0.1  # from the record's description
 
 def losses_of_all_cases(name: str, dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """What one process computes of its rows, case by case."""
-    record, rank = golden(name), distributed.rank()
+    record, rank = golden(name), collectives.rank()
     found = []
     for smoothing, sharpening, sinkhorn, me_max, entropy in record["cases"]:
         anchors = record.tensor("anchors", dtype)[rank].requires_grad_()
@@ -46,8 +46,8 @@ def losses_of_all_cases(name: str, dtype: torch.dtype) -> list[dict[str, Tensor]
                 "targets": losses.log_targets.exp(),
                 "ga": anchors.grad,
                 "gp": prototypes.grad,
-                "gp mean": distributed.mean(prototypes.grad),
-                "total mean": distributed.mean(losses.total.detach()),
+                "gp mean": collectives.mean(prototypes.grad),
+                "total mean": collectives.mean(losses.total.detach()),
             }
         )
     return found

@@ -2,6 +2,9 @@
 
 import argparse
 
+import torch
+
+from msn import collectives
 from msn.commands import experiment
 from msn.config import FinetuneConfig
 from msn.evaluation.finetune import finetune
@@ -14,5 +17,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the fine-tuning of the config and print its table."""
-    config, device = experiment.read(options, FinetuneConfig)
-    print(finetune(config, device))
+
+    def work(config: FinetuneConfig, device: torch.device) -> None:
+        table = finetune(config, device)
+        if collectives.rank() == 0:
+            print(table)
+
+    experiment.run("evaluate finetune", options, FinetuneConfig, work)

@@ -2,6 +2,9 @@
 
 import argparse
 
+import torch
+
+from msn import collectives
 from msn.commands import experiment
 from msn.config import LinearConfig
 from msn.evaluation.linear import linear_evaluation
@@ -14,5 +17,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the linear evaluation of the config and print its table."""
-    config, device = experiment.read(options, LinearConfig)
-    print(linear_evaluation(config, device))
+
+    def work(config: LinearConfig, device: torch.device) -> None:
+        table = linear_evaluation(config, device)
+        if collectives.rank() == 0:
+            print(table)
+
+    experiment.run("evaluate linear", options, LinearConfig, work)

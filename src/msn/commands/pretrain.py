@@ -26,9 +26,8 @@ def run(options: argparse.Namespace) -> None:
         if options.dry_run:
             raise UserError("--dry-run plans a pre-training; leave it out with --linear-eval")
         evaluate_linear.run(options)
-        return
-    config, device = experiment.read(options, Config)
-    if options.dry_run:
-        print(describe(config, device))
+    elif options.dry_run:
+        config, devices, world = experiment.read(options, Config)
+        print(describe(config, devices[0], max(world.size, len(devices))))
     else:
-        pretrain(config, device)
+        experiment.run("pretrain", options, Config, pretrain)

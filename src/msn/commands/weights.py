@@ -152,7 +152,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    devices = [choose_device([name]) for name in options.devices]
+    devices = [choose_device(name) for name in options.devices]
     pretrained = read_pretrained(
         options.weights, encoder=options.encoder, model_name=options.model_name
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn import distributed
+from msn import collectives
 from msn.data.labelled import Batch
 from msn.files import replacing
 
@@ -69,7 +69,7 @@ def accuracy(
         scores = logits(normalise(batch.images)).float()
         counts = counts + _hits(scores, batch.labels.to(scores.device))
     counts = torch.as_tensor(counts)
-    return _scores(distributed.gather(counts[None]).sum(dim=0))
+    return _scores(collectives.gather(counts[None]).sum(dim=0))
 
 
 def best_epoch(epochs: Sequence[Sequence[Score]]) -> int:

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
 
-from msn import checkpoint, distributed
+from msn import checkpoint, collectives
 from msn.build import use_bf16
 from msn.checkpoint import State
 from msn.config import FinetuneConfig
@@ -45,7 +45,7 @@ class FinetuneLearner:
     def __init__(self, config: FinetuneConfig, model: Classifier, job: Job) -> None:
         optimization = config.optimization
         self.model, self.device = model, model.head.weight.device
-        self.replica = distributed.replicated(model)
+        self.replica = collectives.replicated(model)
         self.average = ModelEmaV3(model, optimization.ema) if optimization.ema else None
         self.bf16 = use_bf16(config.meta.precision, self.device)
         model.encoder.use_fused_attention(not (self.bf16 and self.device.type == "cpu"))
@@ -78,7 +78,7 @@ class FinetuneLearner:
             group["lr"] = self.learning_rate(step) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         # Mixing, erasing and stochastic depth draw from the global generators.
-        with seeded(seed64(self.seed, Stream.STEP, step, distributed.rank())):
+        with seeded(seed64(self.seed, Stream.STEP, step, collectives.rank())):
             parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
             losses = torch.stack([self._backward(*part) for part in parts])
         if self.clip_grad is not None:

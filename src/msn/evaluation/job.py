@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msn import distributed
+from msn import collectives
 from msn.build import open_images
 from msn.config import EvaluationFile
 from msn.data.labelled import LabelledSet, Transform
@@ -72,12 +72,10 @@ def build_job(
     Raises:
         UserError: a split is missing, unlabelled, too small, or of other classes.
     """
-    if distributed.world_size() == 1:
-        distributed.require_single_process()
     data, channels = config.data, weights.architecture.in_chans
     train, val = (labelled_set(data, split, channels) for split in ("train", "val"))
     classes = count_classes(data, train, val)
-    whole = batch_size * distributed.world_size()
+    whole = batch_size * collectives.world_size()
     if len(train) < whole:
         raise UserError(
             f"optimization.batch_size: a step takes {whole} images over all processes, there are"

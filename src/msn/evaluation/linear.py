@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn import checkpoint, distributed
+from msn import checkpoint, collectives
 from msn.build import use_bf16
 from msn.checkpoint import State
 from msn.config import LinearConfig
@@ -66,7 +66,7 @@ class LinearLearner:
             normalize=normalize,
             seed=seed64(seed, Stream.INIT),
         ).to(self.device)
-        self.replica = distributed.replicated(self.heads)
+        self.replica = collectives.replicated(self.heads)
         self.optimizer = MomentumSGD(self._groups(weight_decay))
 
     @property

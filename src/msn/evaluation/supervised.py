@@ -12,8 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msn import checkpoint, distributed
+from msn import checkpoint, collectives
 from msn.checkpoint import State
+from msn.collectives import Ballot
 from msn.config import EvaluationFile
 from msn.data.batch import normalise
 from msn.data.labelled import Batch, batches_in_turn, shuffled_batches
@@ -22,8 +23,9 @@ from msn.errors import Interrupted, RunError, UserError
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
 from msn.evaluation.job import Job
 from msn.files import replacing
-from msn.pretrain import config_changes, stop_on_signal
+from msn.identity import changes
 from msn.runlog import StepTimer, Table, csv_path
+from msn.signals import stop_on_signal
 
 KEY = "classifier"  # in the checkpoint, and what tells it from one of pre-training
 COLUMNS = ("epoch", "itr", "step", "loss", "lr", "time (ms)", "images_per_s", "data_wait")
@@ -72,7 +74,7 @@ def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
         return measure_best(config, job, learner)
     checkpoint.prepare_folder(folder)
     start, epochs = resume(config, job, learner)
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         with replacing(checkpoint.config_path(folder, tag)) as path:
             path.write_text(config.dump_yaml(), encoding="utf-8")
     if start < job.total_steps:
@@ -83,7 +85,7 @@ def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
         dict(zip(learner.names, epochs[best - 1], strict=True)),
         best,
     )
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         result.write(folder / f"{tag}-result.json")
     return result
 
@@ -92,7 +94,7 @@ def train(
     config: EvaluationFile, job: Job, learner: Learner, epochs: list[list[Score]], start: int
 ) -> None:
     """The loop, from step `start` to the end; appends the scores of each epoch to `epochs`."""
-    per_epoch, timer = job.steps_per_epoch, StepTimer()
+    per_epoch, timer, ballot = job.steps_per_epoch, StepTimer(), Ballot()
     with (
         stop_on_signal() as stop,
         worker_deaths(),
@@ -102,9 +104,9 @@ def train(
             timer.data_ready()
             images = normalise(batch.images, job.mean, job.std)
             losses = learner.train_step(images, batch.labels.to(images.device), step)
-            timer.step_done(len(images) * distributed.world_size())
+            timer.step_done(len(images) * collectives.world_size())
 
-            done, stopping = step + 1, stop.is_set()
+            done, stopping = step + 1, ballot.vote(stop.number)
             logs, ends = step % per_epoch % config.logging.log_freq == 0, done % per_epoch == 0
             if logs or ends:
                 require_finite(losses, step)
@@ -121,7 +123,8 @@ def train(
             if stopping and done < job.total_steps:
                 raise Interrupted(
                     f"stopped after step {done} of {job.total_steps} and saved;"
-                    " the same command goes on from there"
+                    " the same command goes on from there",
+                    stopping,
                 )
 
 
@@ -136,8 +139,8 @@ def training_batches(config: EvaluationFile, job: Job, start: int) -> Iterator[B
         stop_step=job.total_steps,
         seed=config.meta.seed,
         num_workers=worker_count(config.data.num_workers),
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=collectives.rank(),
+        world_size=collectives.world_size(),
         pin_memory=config.data.pin_mem,
     )
 
@@ -149,8 +152,8 @@ def measure(config: EvaluationFile, job: Job, learner: Learner) -> list[Score]:
         job.val_view,
         batch_size=job.batch_size,
         num_workers=worker_count(config.data.num_workers),
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=collectives.rank(),
+        world_size=collectives.world_size(),
         pin_memory=config.data.pin_mem,
     )
     return accuracy(
@@ -201,7 +204,7 @@ def save(
     path: Path,
 ) -> None:
     """Write a checkpoint after `done` steps, from rank 0."""
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         state = {
             **learner.state(),
             "classifiers": [str(name) for name in learner.names],
@@ -209,7 +212,7 @@ def save(
             "step": done,
             "steps_per_epoch": job.steps_per_epoch,
             "batch_size": job.batch_size,
-            "world_size": distributed.world_size(),
+            "world_size": collectives.world_size(),
             "accuracy": [[list(score) for score in scores] for scores in epochs],
             "weights": job.weights,
             "config": config.model_dump(mode="json"),
@@ -240,8 +243,8 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
             f" {job.steps_per_epoch}; use the same data and batch size, or another"
             " logging.write_tag"
         )
-    if distributed.rank() == 0:
-        for change in config_changes(state["config"], config.model_dump(mode="json")):
+    if collectives.rank() == 0:
+        for change in changes(state["config"], config.model_dump(mode="json")):
             print(f"changed since the checkpoint: {change}")
         print(f"resumed from {path}: {state['step']} of {job.total_steps} steps done", flush=True)
     return int(state["step"]), [[Score(*s) for s in scores] for scores in state["accuracy"]]
@@ -272,7 +275,7 @@ class _Log:
 
     def __init__(self, config: EvaluationFile, job: Job, learner: Learner, start: int) -> None:
         folder, tag = Path(config.logging.folder), config.logging.write_tag
-        self._job, self._learner, self._chief = job, learner, distributed.rank() == 0
+        self._job, self._learner, self._chief = job, learner, collectives.rank() == 0
         self._scores = ("epoch", "step", *(f"{name} {t}" for name in learner.names for t in TOPS))
         if self._chief:
             self._steps_table = Table(csv_path(folder, tag), COLUMNS, start)

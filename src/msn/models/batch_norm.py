@@ -6,7 +6,7 @@ torch.nn.SyncBatchNorm is for GPUs only; this one also runs on gloo.
 import torch
 from torch import Tensor, nn
 
-from msn import distributed
+from msn import collectives
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -16,13 +16,13 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if distributed.world_size() == 1 or not self.training:
+        if collectives.world_size() == 1 or not self.training:
             return super().forward(input)
         x = input.to(self.weight.dtype)  # statistics are never taken in half precision
-        mean = distributed.mean(x.mean(dim=0))
+        mean = collectives.mean(x.mean(dim=0))
         centred = x - mean
-        variance = distributed.mean(centred.square().mean(dim=0))
-        self._count(mean.detach(), variance.detach(), len(x) * distributed.world_size())
+        variance = collectives.mean(centred.square().mean(dim=0))
+        self._count(mean.detach(), variance.detach(), len(x) * collectives.world_size())
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias, centred, scale).to(input.dtype)
 

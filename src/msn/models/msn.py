@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from msn import distributed, health
+from msn import collectives, health
 from msn.data.batch import Views
 from msn.keyed import Stream, seed64
 from msn.losses import MSNLosses, msn_losses
@@ -149,9 +149,9 @@ class MSN(nn.Module):
         parts = torch.stack(
             [losses.total, losses.cross_entropy, losses.regulariser, losses.entropy]
         )
-        total, cross_entropy, regulariser, entropy = distributed.mean(parts)
-        probabilities = distributed.gather(losses.log_targets.exp())
-        features = distributed.gather(output.target_features.float())
+        total, cross_entropy, regulariser, entropy = collectives.mean(parts)
+        probabilities = collectives.gather(losses.log_targets.exp())
+        features = collectives.gather(output.target_features.float())
         return {
             "loss": total,
             "msn": cross_entropy,
@@ -186,7 +186,7 @@ class MSN(nn.Module):
         height, width = views.random.shape[-2:]
         rows, columns = self.anchor.patch_embed.grid(height, width)
         count, images = views.random.shape[:2]
-        rank = distributed.rank()
+        rank = collectives.rank()
         keep = random_keep(
             rows * columns,
             self.patch_drop,

@@ -51,6 +51,10 @@ class Logging(Section):
     """Epochs between numbered checkpoints."""
     checkpoint_freq_itr: Count = 2500
     """Steps between saves of the latest checkpoint."""
+    keep: Count = 1
+    """Newest saves kept: the latest and, beyond 1, TAG-stepN before it."""
+    async_save: bool = False
+    """Write checkpoints in the background, from a copy in host memory; one at a time."""
     log_freq: Count = 10
     """Steps between log lines."""
     tensorboard: bool = True

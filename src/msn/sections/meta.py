@@ -72,6 +72,8 @@ class Meta(Section):
     """Continue from a checkpoint."""
     read_checkpoint: str | None = None
     """File name of that checkpoint in logging.folder; null takes the latest."""
+    allow_batch_change: bool = False
+    """Continue a run with another global batch, at the same share of its epoch."""
     init_from: NonEmpty | None = None
     """File of weights to start from, with a fresh optimiser."""
     copy_data: bool = False
