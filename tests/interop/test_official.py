@@ -12,8 +12,8 @@ from msn.errors import UserError
 from msn.interop import anything, official
 from msn.interop.weights import weights_from
 from msn.models.encoder import ENCODERS
-from msn.pretrain import resume
 from msn.pretrained import read_pretrained
+from msn.resuming import resume
 from tests.experiments import tiny_config
 from tests.interop.encoders import (
     RELEASED,
