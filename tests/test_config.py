@@ -111,6 +111,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "seed": 0,
         "init_from": None,
         "allow_batch_change": False,
+        "checkpoint_activations": False,
         "two_layer": False,
     },
     "optimization": {"ema": (0.996, 1.0), "schedule_stretch": 1.25, "accumulate": 1},

@@ -149,6 +149,7 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     bf16 = use_bf16(config.meta.precision, device)
     for encoder in (model.anchor, model.target):
         encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
+    model.anchor.recompute_activations(config.meta.checkpoint_activations)
     return Parts(
         model=model,
         replica=model,

@@ -37,6 +37,38 @@ def test_every_trainable_parameter_learns_and_the_target_does_not(tmp_path: Path
     assert float(grads["prototypes"].abs().max()) > 0
 
 
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(tmp_path: Path) -> None:
+    """Also where stochastic depth draws, and under accumulation, which recomputes as well."""
+    kept: dict[bool, int] = {}
+    for accumulate in (1, 2):
+        found = []
+        for recompute in (False, True):
+            parts = tiny_parts(
+                tmp_path,
+                criterion__batch_size=32 // accumulate,
+                meta__encoder={"patch_size": 2, "embed_dim": 16, "depth": 6, "num_heads": 2},
+                meta__checkpoint_activations=recompute,
+                meta__drop_path_rate=0.2,
+                optimization__accumulate=accumulate,
+            )
+            sizes: list[int] = []
+
+            def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+                sizes.append(tensor.nbytes)
+                return tensor
+
+            torch.manual_seed(0)
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                found.append(run(parts, batches(parts, 32, 1)[0]))
+            kept[recompute] = sum(sizes)
+        (loss, grads), (again, grads_again) = found
+        assert again == loss
+        for name, grad in grads.items():
+            assert torch.equal(grads_again[name], grad), name
+        if accumulate == 1:
+            assert kept[True] < kept[False] / 2
+
+
 def test_frozen_prototypes_do_not_learn(tmp_path: Path) -> None:
     parts = tiny_parts(tmp_path, criterion__freeze_proto=True)
     _, grads = run(parts, batches(parts, 32, 1)[0])

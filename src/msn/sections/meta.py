@@ -66,6 +66,8 @@ class Meta(Section):
     """BatchNorm in the projection head."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it, fp32 official."""
+    checkpoint_activations: bool = False
+    """Compute the blocks' activations again in the backward pass: less memory, more time."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random draw."""
     load_checkpoint: bool = False
