@@ -27,9 +27,9 @@ FLOORS = {
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
     " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune"
     " msn.evaluation.logistic msn.evaluation.curve",
-    2: "msn.interop msn.interop.anything msn.interop.card msn.interop.graph msn.interop.huggingface"
-    " msn.interop.official msn.interop.release msn.interop.tensorfile msn.interop.timm_vit"
-    " msn.interop.weights msn.interop.zoo"
+    2: "msn.interop msn.interop.anything msn.interop.card msn.interop.classifiers msn.interop.graph"
+    " msn.interop.huggingface msn.interop.official msn.interop.release msn.interop.tensorfile"
+    " msn.interop.timm_vit msn.interop.weights msn.interop.zoo"
     " msn.models.msn msn.models.classifier msn.data.loader msn.data.labelled msn.features"
     " msn.data.prefetch msn.frozen msn.pretrained msn.subsets",
     1: "msn.models.encoder msn.models.head msn.models.linear msn.data.augment msn.data.sources"
@@ -128,20 +128,30 @@ SIBLINGS = {
     **{
         ("msn.interop." + reader, "msn.interop." + part): "weights of one form to and from another"
         for reader, parts in {
-            "anything": ("huggingface", "official", "release", "tensorfile", "timm_vit", "weights"),
+            "anything": (
+                "classifiers",
+                "huggingface",
+                "official",
+                "release",
+                "tensorfile",
+                "timm_vit",
+                "weights",
+            ),
             "card": ("weights",),
+            "classifiers": ("official", "weights"),
             "graph": ("weights",),
-            "huggingface": ("card", "tensorfile", "weights"),
+            "huggingface": ("card", "classifiers", "tensorfile", "weights"),
             "official": ("weights",),
             "release": ("card", "official"),
             "tensorfile": ("official", "weights"),
-            "timm_vit": ("card", "tensorfile", "weights"),
+            "timm_vit": ("card", "classifiers", "tensorfile", "weights"),
             "zoo": ("release",),
         }.items()
         for part in parts
     },
     ("msn.interop.weights", "msn.pretrained"): "the architecture that tensors tell",
     ("msn.interop.card", "msn.pretrained"): "its official name",
+    ("msn.interop.classifiers", "msn.pretrained"): "which encoder a classifier is for",
     ("msn.report", "msn.evaluation.knn"): "a column of the table",
     ("msn.report", "msn.evaluation.lowshot"): "the other columns",
 }

@@ -84,7 +84,7 @@ def test_the_anchor_can_be_exported(latest: Path, tmp_path: Path) -> None:
 def test_a_released_file_given_by_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MSN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     given = tmp_path / "given.pth.tar"
     torch.save(released_state("vits16_800ep"), given)
     digest = release.sha256(given)

@@ -23,7 +23,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_published_features(name: str) -> None:
-    weights, image = zoo.cached_path(name), zoo.cache_folder() / IMAGE
+    weights, image = zoo.cached_path(name), zoo.released_folder() / IMAGE
     for path in (weights, image):
         if not path.exists():
             pytest.skip(f"{path} is not there; get it with: msn import official:{name}, COCO")

@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("MSN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -75,13 +75,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def cached(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "cache").glob("*"))
+    return sorted(path.name for path in (tmp_path / "msn" / "released").glob("*"))
 
 
 def test_downloads_once(server: Server, tmp_path: Path) -> None:
     for _ in range(2):
         path = zoo.fetch(NAME, address=server.address)
-        assert path == tmp_path / "cache" / f"{NAME}.pth.tar"
+        assert path == tmp_path / "msn" / "released" / f"{NAME}.pth.tar"
         assert path.read_bytes() == CONTENT
     assert server.asked == [None]
     assert cached(tmp_path) == [f"{NAME}.pth.tar", f"{NAME}.pth.tar.sha256"]
@@ -110,8 +110,8 @@ def test_begins_anew_where_the_server_knows_no_ranges(server: Server, tmp_path: 
 
 def test_a_whole_part_is_taken(server: Server, tmp_path: Path) -> None:
     """Interrupted after the last byte: there is nothing more to ask for."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f"{NAME}.pth.tar.part").write_bytes(CONTENT)
+    (tmp_path / "msn" / "released").mkdir(parents=True)
+    (tmp_path / "msn" / "released" / f"{NAME}.pth.tar.part").write_bytes(CONTENT)
     assert zoo.fetch(NAME, address=server.address).read_bytes() == CONTENT
 
 

@@ -7,6 +7,7 @@ import torch
 
 from msn.errors import UserError
 from msn.interop import anything, huggingface, official, release, timm_vit
+from msn.interop.classifiers import with_linear_head
 from msn.interop.graph import OPSETS, TAPS, Graph, write_onnx, write_torch
 from msn.interop.weights import Weights
 
@@ -35,6 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-heads", type=int, metavar="N", help="attention heads, where the file does not tell"
     )
+    parser.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of a linear evaluation of these weights: its best classifier goes along",
+    )
     graphs = parser.add_argument_group("for onnx and torch")
     graphs.add_argument("--tap", choices=TAPS, default="cls", help="what the graph gives")
     graphs.add_argument(
@@ -55,6 +62,8 @@ def run(options: argparse.Namespace) -> None:
         release.write(options.out, options.weights)
     else:
         weights = anything.read(options.weights, which=options.encoder, num_heads=options.num_heads)
+        if options.head:
+            weights = with_linear_head(weights, options.head)
         write(weights, options)
     print(f"wrote {options.out}")
 

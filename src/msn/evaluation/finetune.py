@@ -99,6 +99,7 @@ class FinetuneLearner:
         return {
             KEY: self.model.state_dict(),
             **average,
+            "num_heads": self.model.encoder.blocks[0].attn.num_heads,
             "opt": self.optimizer.state_dict(),
         }
 

@@ -215,6 +215,8 @@ def save(
             "world_size": collectives.world_size(),
             "accuracy": [[list(score) for score in scores] for scores in epochs],
             "weights": job.weights,
+            "mean": job.mean.tolist(),
+            "std": job.std.tolist(),
             "config": config.model_dump(mode="json"),
             "version": checkpoint.VERSION,
         }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from msn import checkpoint
 from msn.errors import UserError
-from msn.interop import huggingface, official, release, timm_vit
+from msn.interop import classifiers, huggingface, official, release, timm_vit
 from msn.interop.official import Which
 from msn.interop.tensorfile import read_file, read_json
 from msn.interop.weights import Weights
@@ -13,8 +13,8 @@ from msn.interop.weights import Weights
 def read(path: Path, *, which: Which = "target", num_heads: int | None = None) -> Weights:
     """Read an encoder from whatever is at `path`.
 
-    That is a checkpoint of the official code or of this project; a folder for transformers or timm,
-    or a release of a run; or a file of the plain tensors of a timm ViT.
+    That is a checkpoint of the official code or of this project, also of a fine-tuning; a folder
+    for transformers or timm, or a release of a run; or a file of the plain tensors of a timm ViT.
 
     Args:
         path: a file or folder.
@@ -34,6 +34,8 @@ def read(path: Path, *, which: Which = "target", num_heads: int | None = None) -
     state = checkpoint.load(path, None)
     if "target_encoder" in state:
         return official.from_state(state, path=path, which=which, num_heads=num_heads)
+    if classifiers.KEY in state:
+        return classifiers.finetuned(state, path=path, num_heads=num_heads)
     tensors = official.require_tensors(state, f"{path}: has no 'target_encoder', and what it holds")
     return timm_vit.from_tensors(tensors, path=path, num_heads=num_heads)
 

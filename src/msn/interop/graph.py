@@ -1,11 +1,15 @@
 """Portable graphs of an encoder: ONNX and `torch.export`, one output, any batch size."""
 
 import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from msn.errors import UserError
 from msn.files import replacing
@@ -43,7 +47,8 @@ class Graph(nn.Module):
         if weights.classifier is not None:
             classes, width = weights.classifier.weight.shape
             self.classifier = nn.Linear(width, classes)
-            self.classifier.load_state_dict(weights.classifier._asdict())
+            self.classifier.load_state_dict(weights.classifier.tensors())
+            self.unit_length = weights.classifier.unit_length
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in weights.normalisation)
         self.register_buffer("mean", mean if normalise else torch.zeros_like(mean))
         self.register_buffer("std", std if normalise else torch.ones_like(std))
@@ -64,7 +69,9 @@ class Graph(nn.Module):
             patches = self.encoder.patch_tokens(images)
             return patches if self.tap == "patches" else patches.mean(dim=1)
         token = self.encoder.cls(images)
-        return self.classifier(token) if self.tap == "logits" else token
+        if self.tap == "cls":
+            return token
+        return self.classifier(F.normalize(token, dim=-1) if self.unit_length else token)
 
 
 def write_onnx(path: Path, graph: Graph, images: Tensor, *, opset: int = 18) -> None:
@@ -85,7 +92,7 @@ def write_onnx(path: Path, graph: Graph, images: Tensor, *, opset: int = 18) -> 
     if opset not in OPSETS:
         known = f"{OPSETS.start} to {OPSETS.stop - 1}"
         raise UserError(f"--opset {opset}: not supported; use one of {known}")
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _optimiser_silenced():
         program = torch.onnx.export(
             graph,
             (images,),
@@ -124,6 +131,18 @@ def _check_onnx(temporary: Path, graph: Graph, images: Tensor, path: Path) -> No
     error = (torch.from_numpy(found) - expected).abs().max() / expected.abs().max()
     if not error < 1e-4:
         raise UserError(f"{path}: onnxruntime gives other features (by {error:.1e}); not written")
+
+
+@contextmanager
+def _optimiser_silenced() -> Iterator[None]:
+    """Keep from the terminal which constants the ONNX optimiser did not fold."""
+    logger = logging.getLogger("onnxscript.optimizer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _require_installed(*libraries: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from msn.errors import UserError
 from msn.files import new_folder
 from msn.interop import card
+from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
 from msn.interop.weights import Classifier, Normalisation, Tensors, Weights, weights_from
 from msn.models.encoder import EncoderSize
@@ -68,10 +69,11 @@ def write(folder: Path, weights: Weights) -> None:
             f"{folder}: ViTMSN of Hugging Face has no convolutional stem, which this encoder has;"
             " export to official or onnx"
         )
+    weights = without_unit_length(weights, folder)
     tensors = to_huggingface(weights.encoder)
     if weights.classifier:
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
-        tensors |= {f"classifier.{n}": t for n, t in weights.classifier._asdict().items()}
+        tensors |= {f"classifier.{n}": t for n, t in weights.classifier.tensors().items()}
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         _write_json(temporary / CONFIG, _config(weights))

@@ -35,13 +35,12 @@ def from_state(
     key = KEYS[which]
     if key not in state:
         raise UserError(f"{path}: has no '{key}', like the released files; take the target encoder")
-    mean, std = state.get("mean"), state.get("std")
     return weights_from(
         require_tensors(state[key], f"{path}: '{key}'"),
         path=path,
         num_heads=num_heads or _recorded_heads(state),
         prototypes=_prototypes(state, path),
-        normalisation=Normalisation(tuple(mean), tuple(std)) if mean and std else None,
+        normalisation=normalisation_of(state),
     )
 
 
@@ -74,6 +73,12 @@ def require_tensors(value: Any, where: str) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not value or not all(map(torch.is_tensor, value.values())):
         raise UserError(f"{where} is not a state dict; it must map names to tensors")
     return value
+
+
+def normalisation_of(state: dict[str, Any]) -> Normalisation | None:
+    """What a file of this project says of its images."""
+    mean, std = state.get("mean"), state.get("std")
+    return Normalisation(tuple(mean), tuple(std)) if mean and std else None
 
 
 def _prototypes(state: dict[str, Any], path: Path) -> Tensor | None:

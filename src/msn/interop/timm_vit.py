@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from msn.errors import UserError
 from msn.files import new_folder
 from msn.interop import card
+from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
 from msn.interop.weights import Classifier, Normalisation, Tensors, Weights, weights_from
 
@@ -41,9 +42,10 @@ def write(folder: Path, weights: Weights) -> None:
             f"{folder}: timm's VisionTransformer has no convolutional stem, which this encoder has;"
             " export to official or onnx"
         )
+    weights = without_unit_length(weights, folder)
     tensors = dict(weights.encoder)
     if weights.classifier:
-        tensors |= {f"head.{name}": t for name, t in weights.classifier._asdict().items()}
+        tensors |= {f"head.{name}": t for name, t in weights.classifier.tensors().items()}
     config = _config(weights)
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})

@@ -20,10 +20,18 @@ HEAD = "fc."
 
 
 class Classifier(NamedTuple):
-    """A linear layer on the normalised class token: weight (K, D), bias (K,)."""
+    """A linear layer on the normalised class token: weight (K, D), bias (K,).
+
+    With `unit_length` the token is scaled to length 1 before it.
+    """
 
     weight: Tensor
     bias: Tensor
+    unit_length: bool = False
+
+    def tensors(self) -> Tensors:
+        """Weight and bias by name."""
+        return {"weight": self.weight, "bias": self.bias}
 
 
 class Normalisation(NamedTuple):
@@ -43,7 +51,7 @@ class Weights:
         encoder: tensors by official name, without the head.
         head: tensors of the projection head (`fc.*`), none where it was not kept.
         prototypes: (K, out_dim), None where they were not kept.
-        classifier: of a fine-tuned model.
+        classifier: of a fine-tuned model, or a linear one on frozen features.
     """
 
     architecture: Architecture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
+from msn.data.mapped import cache_folder
 from msn.errors import UserError
 from msn.files import replacing, writing
 from msn.interop.release import sha256
@@ -28,10 +29,9 @@ TIMEOUT = 60.0
 CHUNK = 2**20
 
 
-def cache_folder() -> Path:
-    """Where released files are kept: MSN_CACHE, or `msn` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("MSN_CACHE") or Path(base) / "msn")
+def released_folder() -> Path:
+    """Where released files are kept, in the user's cache folder."""
+    return cache_folder() / "released"
 
 
 def cached_path(name: str) -> Path:
@@ -42,7 +42,7 @@ def cached_path(name: str) -> Path:
     """
     if name not in MODELS:
         raise UserError(f"official:{name}: no such model; there are {', '.join(MODELS)}")
-    return cache_folder() / f"{name}.pth.tar"
+    return released_folder() / f"{name}.pth.tar"
 
 
 def fetch(

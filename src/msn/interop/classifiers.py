@@ -1,0 +1,127 @@
+"""Classifiers that this project trained, as parts of an encoder's weights.
+
+A linear evaluation reads the class token before the final norm through a norm of its own. That norm
+takes the place of the encoder's, so that encoder and linear layer together give the same logits.
+(Its epsilon is 1e-5, the encoder's 1e-6: a relative 5e-6 / variance of the token.)
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msn import checkpoint
+from msn.errors import UserError
+from msn.interop.official import normalisation_of, require_tensors
+from msn.interop.weights import Classifier, Weights, weights_from
+from msn.pretrained import digest
+
+KEY = "classifier"
+
+
+def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None) -> Weights:
+    """Encoder and classifier of a fine-tuning; of its averaged weights if it kept them.
+
+    Raises:
+        UserError: it is of a linear evaluation, or reads averaged patches.
+    """
+    key = "average" if "average" in state else KEY
+    tensors = require_tensors(state[key], f"{path}: '{key}'")
+    if "head.weight" not in tensors:
+        raise UserError(
+            f"{path}: holds linear classifiers without an encoder; export the weights that they"
+            f" were trained on, with --head {path.name}"
+        )
+    if _setting(state, "meta", "pool") == "patches":
+        raise UserError(
+            f"{path}: its classifier reads averaged patches, the forms to export to read the class"
+            " token; fine-tune with meta.pool=cls"
+        )
+    encoder = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("head.")
+    }
+    return weights_from(
+        encoder,
+        path=path,
+        num_heads=num_heads or state.get("num_heads"),
+        classifier=Classifier(tensors["head.weight"], tensors["head.bias"]),
+        normalisation=normalisation_of(state),
+    )
+
+
+def with_linear_head(weights: Weights, path: Path) -> Weights:
+    """The weights with the most accurate classifier of a linear evaluation on them.
+
+    Raises:
+        UserError: the file is of no linear evaluation, or was trained on another encoder; or the
+            classifier sees more than the last block.
+    """
+    state = checkpoint.load(path, KEY)
+    tensors = require_tensors(state[KEY], f"{path}: '{KEY}'")
+    if digest(weights.encoder) != state.get("weights"):
+        raise UserError(f"{path}: was trained on another encoder; give the one that it was for")
+    number = _best(state, path)
+    parts = {
+        name: tensors.get(f"heads.{number}.{name}")
+        for name in ("norm.weight", "norm.bias", "linear.weight", "linear.bias")
+    }
+    if any(tensor is None for tensor in parts.values()):
+        raise UserError(f"{path}: not of a linear evaluation, it has no heads.{number}")
+    norm: dict[str, Tensor] = {n: t for n, t in parts.items() if t is not None and "norm." in n}
+    weight, bias = parts["linear.weight"], parts["linear.bias"]
+    assert weight is not None
+    assert bias is not None
+    if norm["norm.weight"].shape != weights.encoder["norm.weight"].shape:
+        name = state["classifiers"][number]
+        raise UserError(
+            f"{path}: its best classifier ({name}) sees several blocks, the forms to export to see"
+            " the last; evaluate with optimization.num_blocks=1"
+        )
+    unit_length = _setting(state, "optimization", "normalize") is not False
+    return replace(
+        weights, encoder=weights.encoder | norm, classifier=Classifier(weight, bias, unit_length)
+    )
+
+
+def without_unit_length(weights: Weights, where: Path) -> Weights:
+    """The same logits without scaling tokens to length 1, where that is possible.
+
+    It is where the final norm scales all features alike and adds nothing: every token has the same
+    length then, the square root of the width, which goes into the linear layer.
+
+    Raises:
+        UserError: it is not possible; `where` was to be written.
+    """
+    classifier = weights.classifier
+    if classifier is None or not classifier.unit_length:
+        return weights
+    scale, shift = weights.encoder["norm.weight"], weights.encoder["norm.bias"]
+    if not torch.equal(scale, scale[:1].expand_as(scale)) or shift.any():
+        raise UserError(
+            f"{where}: this classifier scales each token to length 1 behind a norm that it has"
+            " learned, which a single linear layer cannot do; export it to onnx or torch with"
+            " --tap logits, or evaluate with optimization.normalize=false"
+        )
+    length = math.sqrt(len(scale)) * float(scale[0].sign())
+    norm = {"norm.weight": torch.ones_like(scale), "norm.bias": shift}
+    folded = Classifier(classifier.weight / length, classifier.bias)
+    return replace(weights, encoder=weights.encoder | norm, classifier=folded)
+
+
+def _best(state: dict[str, Any], path: Path) -> int:
+    """Number of the classifier that was most accurate after the last epoch of the file."""
+    epochs = state.get("accuracy")
+    if not epochs:
+        raise UserError(f"{path}: no epoch is finished in it; give a later checkpoint")
+    return max(range(len(epochs[-1])), key=lambda number: epochs[-1][number][0])
+
+
+def _setting(state: dict[str, Any], section: str, key: str) -> Any:
+    """A value of the config in the file, None where it is not there."""
+    config = state.get("config")
+    return (config.get(section) or {}).get(key) if isinstance(config, dict) else None
