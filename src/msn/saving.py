@@ -120,6 +120,8 @@ def run_state(config: Config, parts: Parts, loss: float, done: int) -> checkpoin
         "step": done,
         "steps_per_epoch": parts.steps_per_epoch,
         "config": config.model_dump(mode="json"),
+        "mean": parts.mean.tolist(),
+        "std": parts.std.tolist(),
         "version": checkpoint.VERSION,
     }
 
