@@ -149,7 +149,7 @@ def submit(job: Job[Any], resources: Resources) -> Any:
     try:
         return executor.submit(job)
     except submitit.core.utils.FailedJobError as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1].removeprefix("sbatch: error: ")
         raise UserError(f"sbatch refuses the job: {reason}; correct the options") from None
 
 
