@@ -234,7 +234,11 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("data.channels=2", "data.channels = 2: must be 1 or 3"),
     ("data.std=[1, 0, 1]", "data.std[1] = 0: must be greater than 0"),
     ("data.source=digit", "data.source = \"digit\": did you mean 'digits'?"),
-    ("data.source=web", "data.source = \"web\": must be 'folder' or 'digits'"),
+    (
+        "data.source=web",
+        "data.source = \"web\": must be 'folder', 'list', 'tar', 'idx', 'cifar10', 'cifar100',"
+        " 'stl10', 'stl10_unlabeled', 'digits' or 'huggingface'",
+    ),
     ("logging.checkpoint_freq=0", "logging.checkpoint_freq = 0: must be at least 1"),
     ("logging.checkpoint_freq_itr=0", "logging.checkpoint_freq_itr = 0: must be at least 1"),
     ("logging.log_freq=0", "logging.log_freq = 0: must be at least 1"),
