@@ -14,9 +14,10 @@ SMALL = EncoderSize(4, 64, 3, 1)
 
 def official_file(path: Path, size: EncoderSize = SMALL, *, seed: int = 0, **changes: Any) -> Path:
     """As released: a target encoder with its head, under the prefix of DistributedDataParallel."""
-    vit = build_encoder(
-        size, image_size=16, head=projection_head(size.embed_dim, 32, 8, batch_norm=True)
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = projection_head(size.embed_dim, 32, 8, batch_norm=True)
+        vit = build_encoder(size, image_size=16, head=head)
     state = {f"module.{name}": tensor for name, tensor in vit.state_dict().items()}
     torch.save({"target_encoder": state, "prototypes": torch.zeros(4, 8), **changes}, path)
     return path
