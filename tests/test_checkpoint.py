@@ -134,7 +134,7 @@ def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
     weights = {"weight": torch.zeros(4, 2), "extra": torch.zeros(1)}
     with pytest.raises(UserError) as error:
         checkpoint.load_weights(module, weights, path=tmp_path / "x", key="encoder")
-    for part in ("bias missing", "extra unknown", "weight is (4, 2), the model has (3, 2)"):
+    for part in ("bias missing", "extra unknown", "weight is (4, 2) and must be (3, 2)"):
         assert part in str(error.value)
     assert torch.equal(module.weight.detach(), before)
 

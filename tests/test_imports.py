@@ -36,12 +36,14 @@ FLOORS = {
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
-    " msn.data.device_views msn.data.batch msn.data.order msn.optim msn.checkpoint msn.runlog"
+    " msn.data.device_views msn.data.batch msn.data.order msn.data.workers msn.optim"
+    " msn.checkpoint msn.runlog"
     " msn.health msn.devices msn.bad_images msn.data.staging msn.lock",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.evaluation msn.sections.criterion msn.sections.data"
     " msn.sections.logging msn.sections.meta msn.sections.optimization"
-    " msn.data.image msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
+    " msn.data.image msn.data.normalisation"
+    " msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
     " msn.losses msn.models.masking msn.schedules msn.models.batch_norm"
     " msn.collectives msn.identity msn.signals",
 }
@@ -84,7 +86,6 @@ SIBLINGS = {
         for name in ("pretrain", "evaluate_linear", "evaluate_finetune")
     },
     ("msn.commands.pretrain", "msn.commands.evaluate_linear"): "--linear-eval, as official",
-    ("msn.data.labelled", "msn.data.loader"): "the same order, the same workers",
     ("msn.evaluation.job", "msn.build"): "opens the images of a section",
     ("msn.evaluation.linear", "msn.build"): "chooses the precision",
     ("msn.evaluation.finetune", "msn.build"): "likewise",
@@ -98,7 +99,6 @@ SIBLINGS = {
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.evaluation.lowshot", "msn.evaluation.logistic"): "the classifier",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
-    ("msn.features", "msn.data.loader"): "how a worker starts",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
     ("msn", "msn.interop.pretraining"): "so is msn.MSNForPreTraining",
     ("msn.data.prefetch", "msn.data.loader"): "its batches",
@@ -143,7 +143,7 @@ SIBLINGS = {
             "huggingface": ("card", "classifiers", "tensorfile", "weights"),
             "official": ("weights",),
             "release": ("card", "official"),
-            "tensorfile": ("official", "weights"),
+            "tensorfile": ("weights",),
             "timm_vit": ("card", "classifiers", "tensorfile", "weights"),
             "zoo": ("release",),
         }.items()

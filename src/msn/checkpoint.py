@@ -12,18 +12,20 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from msn.errors import UserError
 from msn.files import replacing, writing
 
 VERSION = 1
 State = dict[str, Any]
+
+CLASSIFIER = "classifier"  # a key that tells a classifier from a run of pre-training
 
 
 class Found(NamedTuple):
@@ -173,22 +175,37 @@ def load_weights(
     Raises:
         UserError: names are missing or left over, or shapes differ. The module is untouched.
     """
-    if not isinstance(weights, dict) or not all(torch.is_tensor(w) for w in weights.values()):
-        raise UserError(f"{path}: '{key}' is not a state dict; it must map names to tensors")
-    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    weights = state_dict(weights, f"{path}: '{key}'")
     own = module.state_dict()
     if optional is not None and not any(name.startswith(optional) for name in weights):
         weights |= {name: own[name] for name in own if name.startswith(optional)}
-    problems = [f"{name} missing" for name in own if name not in weights]
-    problems += [f"{name} unknown" for name in weights if name not in own]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)}, the model has {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
+    problems = differences(weights, own)
     if problems:
         raise mismatch(path, key, problems)
     module.load_state_dict(weights)
+
+
+def state_dict(value: Any, where: str) -> dict[str, Tensor]:
+    """`value`, if it is a state dict, without the `module.` prefix of DistributedDataParallel.
+
+    Raises:
+        UserError: it is not; `where` says what was looked at.
+    """
+    if not isinstance(value, dict) or not value or not all(map(torch.is_tensor, value.values())):
+        raise UserError(f"{where} is not a state dict; it must map names to tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in value.items()}
+
+
+def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unknown or of another shape in `given`."""
+    problems = [f"{name} missing" for name in expected if name not in given]
+    problems += [f"{name} unknown" for name in given if name not in expected]
+    problems += [
+        f"{name} is {tuple(given[name].shape)} and must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return problems
 
 
 def mismatch(path: Path, key: str, problems: list[str]) -> UserError:

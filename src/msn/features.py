@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from msn.data.image import BadImage
-from msn.data.loader import start_worker
 from msn.data.sources import Source
 from msn.data.views import eval_view
+from msn.data.workers import made_by_workers
 from msn.errors import UserError
 from msn.files import replacing, writing
 from msn.frozen import MSN_TAPS, FrozenEncoder, Taps
@@ -246,22 +246,8 @@ def views(
         UserError: an image cannot be read.
     """
     batches = _Batches(source, indices, size, batch_size)
-    loader: DataLoader[Tensor | UserError] = DataLoader(
-        batches,
-        batch_size=None,  # an item of the data set is a whole batch
-        num_workers=min(num_workers, len(batches)),
-        collate_fn=_whole,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else the loader would draw from the global one
-    )
-    for part, batch in zip(batches.parts, loader, strict=True):
-        if isinstance(batch, UserError):
-            raise batch
-        yield part, batch
-
-
-def _whole(batch: Any) -> Any:
-    return batch
+    made = made_by_workers(batches, range(len(batches)), min(num_workers, len(batches)))
+    yield from zip(batches.parts, made, strict=True)
 
 
 def _compute(

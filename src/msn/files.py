@@ -1,10 +1,12 @@
 """Writing files so that a crash, a full disk or a `kill -9` leaves the old or the new one whole."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from msn.errors import UserError
 
@@ -27,6 +29,16 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(path.parent, os.O_RDONLY)  # makes the rename last through a power cut
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON for people and programs, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from msn.data.batch import normalise
+from msn.data.normalisation import imagenet_normalisation
 from msn.data.views import eval_view
 from msn.errors import UserError
 from msn.keyed import Stream, seed64
@@ -78,6 +78,13 @@ class FrozenEncoder:
         self.image_size = image_size
         self.channels = vit.in_chans
         self.mean, self.std = tuple(mean), tuple(std)
+        self._statistics = {
+            vit.cls_token.device: (
+                torch.tensor(self.mean, device=vit.cls_token.device),
+                torch.tensor(self.std, device=vit.cls_token.device),
+            )
+            for vit in self._vits
+        }
         self.digest = digest
         self.bf16 = bf16
 
@@ -162,8 +169,7 @@ class FrozenEncoder:
         self, vit: VisionTransformer, views: Tensor, keep: Tensor | None, taps: Taps
     ) -> Tensor:
         device = vit.cls_token.device
-        mean, std = (torch.tensor(numbers, device=device) for numbers in (self.mean, self.std))
-        images = normalise(views, mean, std)
+        images = normalise(views, *self._statistics[device])
         keep = None if keep is None else keep.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             if taps.blocks == 1 and not taps.patch_average:
@@ -225,18 +231,13 @@ def frozen(
     data: dict[str, Any] = found.config.get("data") or {}
     channels = found.architecture.in_chans
     vit = vit or found.encoder()
-    mean, std = found.mean or data.get("mean"), found.std or data.get("std")
+    usual = imagenet_normalisation(channels)
     return FrozenEncoder(
         vit,
         image_size=image_size or data.get("rand_size") or found.architecture.image_size,
-        mean=mean or _per_channel(IMAGENET_DEFAULT_MEAN, channels),
-        std=std or _per_channel(IMAGENET_DEFAULT_STD, channels),
+        mean=found.mean or data.get("mean") or usual.mean,
+        std=found.std or data.get("std") or usual.std,
         digest=digest(vit.state_dict()),
         devices=devices,
         bf16=bf16,
     )
-
-
-def _per_channel(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Statistics of RGB; for grey images, their average."""
-    return numbers if channels == len(numbers) else (sum(numbers) / len(numbers),) * channels

@@ -95,7 +95,7 @@ def read_pretrained(
     """
     path = Path(path)
     state = checkpoint.load(path, KEYS[encoder])
-    found = _entry(state, path, KEYS[encoder])
+    found = checkpoint.state_dict(state[KEYS[encoder]], f"{path}: '{KEYS[encoder]}'")
     weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
     config = state["config"] if isinstance(state.get("config"), dict) else {}
     architecture = infer_architecture(weights, config, path=path, num_heads=state.get("num_heads"))
@@ -152,13 +152,6 @@ def infer_architecture(
 def official_names(size: EncoderSize) -> list[str]:
     """The official models of this size; two of them are the same, and most sizes have none."""
     return [name for name, known in ENCODERS.items() if known == size]
-
-
-def _entry(state: dict[str, Any], path: Path, key: str) -> State:
-    weights = state[key]
-    if not isinstance(weights, dict) or not all(torch.is_tensor(w) for w in weights.values()):
-        raise UserError(f"{path}: '{key}' is not a state dict; it must map names to tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def _heads(size: EncoderSize, config: dict[str, Any], path: Path) -> int:

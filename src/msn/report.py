@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from msn.evaluation.knn import knn, neighbours
 from msn.evaluation.lowshot import LowShot, low_shot
 from msn.features import EvalSet
-from msn.files import replacing
+from msn.files import replacing, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,8 +91,7 @@ def write_report(
         )
         for one in representations
     ]
-    with replacing(folder / f"{tag}-report.json") as path:
-        path.write_text(json.dumps(_as_json(scores, draws, k), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / f"{tag}-report.json", _as_json(scores, draws, k))
     figure = _picture(train, val, representations[-1], scores[-1], read_loss(csv_path), tag)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)

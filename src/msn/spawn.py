@@ -18,6 +18,7 @@ import torch
 
 from msn.distributed import World
 from msn.errors import Interrupted, PeerLost
+from msn.signals import STOPPING
 
 GRACE = 20.0  # seconds that the others have to end by themselves once one has failed
 KEPT_LINES = 200  # of the errors of a process
@@ -97,8 +98,7 @@ def _signals_passed_to(members: list[Member]) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):
                 member.process.send_signal(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-    previous = {number: signal.signal(number, forward) for number in numbers}
+    previous = {number: signal.signal(number, forward) for number in STOPPING}
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from msn.data import loader
+from msn.data import loader, workers
 from msn.data.batch import Views, allocate
 from msn.data.draws import ViewSpec
 from msn.data.image import ArrayImage, BadImage
@@ -173,7 +173,7 @@ def test_buffers_are_used_again_but_not_before_the_next_batch_is_asked_for() -> 
         time.sleep(0.02)
         assert_equal([batch.views], [views])
         addresses.add(batch.views.target.data_ptr())
-    assert len(addresses) == 2 * loader.PREFETCH + 1
+    assert len(addresses) == 2 * workers.PREFETCH + 1
 
 
 def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

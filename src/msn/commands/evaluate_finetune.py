@@ -2,9 +2,6 @@
 
 import argparse
 
-import torch
-
-from msn import collectives
 from msn.commands import experiment
 from msn.config import FinetuneConfig
 from msn.evaluation.finetune import finetune
@@ -17,10 +14,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the fine-tuning of the config and print its table."""
-
-    def work(config: FinetuneConfig, device: torch.device) -> None:
-        table = finetune(config, device)
-        if collectives.rank() == 0:
-            print(table)
-
-    experiment.run("evaluate finetune", options, FinetuneConfig, work)
+    experiment.run_and_print("evaluate finetune", options, FinetuneConfig, finetune)

@@ -2,9 +2,10 @@
 
 import argparse
 
-from msn.commands.weights import add_options, add_taps, beside, open_bench, taps_of, write_json
+from msn.commands.weights import add_options, add_taps, beside, open_bench, taps_of
 from msn.errors import UserError
 from msn.evaluation.knn import Setting, knn_sweep
+from msn.files import write_json
 
 VOTES = ("weighted", "plain")
 
@@ -51,4 +52,6 @@ def run(options: argparse.Namespace) -> None:
         vote = "plain" if temperature is None else f"weighted, {temperature:g}"
         print(f"| {k} | {vote} | {result.top1:.1f} |")
         rows.append({"k": k, "temperature": temperature, "top1": result.top1})
-    write_json(beside(options.weights, "knn.json"), {"unit": "percent", "results": rows})
+    path = beside(options.weights, "knn.json")
+    write_json(path, {"unit": "percent", "results": rows})
+    print(f"written: {path}")

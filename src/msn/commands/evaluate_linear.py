@@ -2,9 +2,6 @@
 
 import argparse
 
-import torch
-
-from msn import collectives
 from msn.commands import experiment
 from msn.config import LinearConfig
 from msn.evaluation.linear import linear_evaluation
@@ -17,10 +14,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the linear evaluation of the config and print its table."""
-
-    def work(config: LinearConfig, device: torch.device) -> None:
-        table = linear_evaluation(config, device)
-        if collectives.rank() == 0:
-            print(table)
-
-    experiment.run("evaluate linear", options, LinearConfig, work)
+    experiment.run_and_print("evaluate linear", options, LinearConfig, linear_evaluation)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from msn.commands.weights import Bench, add_mask, add_options, beside, open_bench, write_json
+from msn.commands.weights import Bench, add_mask, add_options, beside, open_bench
 from msn.data.sources import Source
 from msn.errors import UserError
 from msn.evaluation.curve import (
@@ -25,6 +25,7 @@ from msn.evaluation.curve import (
 )
 from msn.evaluation.logistic import SOLVERS, check_settings, prepare
 from msn.evaluation.lowshot import draw_subset
+from msn.files import write_json
 from msn.frozen import Taps
 from msn.subsets import read_subset
 
@@ -108,7 +109,9 @@ def run(options: argparse.Namespace) -> None:
     if options.plot:
         plot(options.plot, found)
     settings = {name: getattr(options, name) for name in ("solver", "penalty", "mask", "normalize")}
-    write_json(beside(options.weights, "logistic.json"), {**settings, **as_json(outcomes, found)})
+    path = beside(options.weights, "logistic.json")
+    write_json(path, {**settings, **as_json(outcomes, found)})
+    print(f"written: {path}")
 
 
 def _official_words(options: argparse.Namespace) -> None:

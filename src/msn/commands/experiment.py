@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from msn import collectives
 from msn.config import ConfigFile, load
 from msn.devices import choose_device
 from msn.distributed import World, find_world, joined
@@ -80,6 +81,22 @@ def run(
     settings = identity(config.model_dump(mode="json"))
     with joined(world, devices[0], identity=settings, timeout=options.start_timeout):
         work(config, devices[0])
+
+
+def run_and_print(
+    command: str,
+    options: argparse.Namespace,
+    kind: type[File],
+    evaluate: Callable[[File, torch.device], object],
+) -> None:
+    """The same for work that gives a table, which rank 0 prints."""
+
+    def work(config: File, device: torch.device) -> None:
+        table = evaluate(config, device)
+        if collectives.rank() == 0:
+            print(table)
+
+    run(command, options, kind, work)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

@@ -1,7 +1,6 @@
 """What the commands on frozen encoders have in common: weights, images, devices, a cache."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from msn.data.sources import Source
 from msn.devices import choose_device
 from msn.errors import UserError
 from msn.features import Features, extract
-from msn.files import replacing
 from msn.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
 from msn.models.encoder import ENCODERS
 from msn.pretrained import KEYS, Pretrained, read_pretrained
@@ -178,10 +176,3 @@ def beside(weights: str | Path, ending: str) -> Path:
     for suffix in (".tar", ".pth", ".pt"):
         stem = stem.removesuffix(suffix)
     return path.with_name(f"{stem}-{ending}")
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write results, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {path}")

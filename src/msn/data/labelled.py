@@ -5,20 +5,20 @@ A batch is a pure function of (seed, step), as in pre-training.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from msn.data.draws import ViewSpec
 from msn.data.image import BadImage, Image
-from msn.data.loader import PREFETCH, start_worker
-from msn.data.order import permuted
+from msn.data.order import samples_of_step
 from msn.data.sources import Source
 from msn.data.views import SampleViews, eval_view, make_views
+from msn.data.workers import made_by_workers
 from msn.errors import UserError
 
 Transform = Callable[[Image, int, int], np.ndarray]
@@ -54,17 +54,20 @@ class RandomCrop:
     seed: int
 
     def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
-        spec = ViewSpec(
+        view = np.empty((self.size, self.size, image.shape[2]), dtype=np.uint8)
+        out = SampleViews(view, random=view[None][:0], focal=view[None][:0])
+        make_views(image, self._spec, seed=self.seed, epoch=epoch, sample=index, out=out)
+        return view
+
+    @cached_property
+    def _spec(self) -> ViewSpec:
+        return ViewSpec(
             rand_crop_scale=self.scale,
             flip=self.flip,
             color_jitter=0.0,
             grayscale=0.0,
             blur=0.0,
         )
-        view = np.empty((self.size, self.size, image.shape[2]), dtype=np.uint8)
-        out = SampleViews(view, random=view[None][:0], focal=view[None][:0])
-        make_views(image, spec, seed=self.seed, epoch=epoch, sample=index, out=out)
-        return view
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def shuffled_batches(
         UserError: while iterating, an image cannot be read.
     """
     order = partial(
-        _shuffled,
+        samples_of_step,
         length=len(images),
         batch_size=batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -108,8 +111,9 @@ def shuffled_batches(
         rank=rank,
         world_size=world_size,
     )
+    batches = _Batches(images, transform, order)
     steps = range(start_step, stop_step)
-    return _load(_Batches(images, transform, order), steps, num_workers, pin_memory)
+    return made_by_workers(batches, steps, num_workers, pin_memory=pin_memory)
 
 
 def batches_in_turn(
@@ -129,28 +133,13 @@ def batches_in_turn(
     """
     own = range(rank, len(images), world_size)
     order = partial(_in_turn, own=own, batch_size=batch_size)
+    batches = _Batches(images, transform, order)
     steps = range(-(-len(own) // batch_size))
-    return _load(_Batches(images, transform, order), steps, num_workers, pin_memory)
+    return made_by_workers(batches, steps, num_workers, pin_memory=pin_memory)
 
 
-def _shuffled(
-    step: int,
-    *,
-    length: int,
-    batch_size: int,
-    steps_per_epoch: int,
-    seed: int,
-    rank: int,
-    world_size: int,
-) -> tuple[int, list[int]]:
-    epoch, inside = divmod(step, steps_per_epoch)
-    start = (inside * world_size + rank) * batch_size
-    positions = np.arange(start, start + batch_size)
-    return epoch, permuted(positions, length=length, seed=seed, epoch=epoch).tolist()
-
-
-def _in_turn(step: int, *, own: range, batch_size: int) -> tuple[int, list[int]]:
-    return 0, list(own[step * batch_size : (step + 1) * batch_size])
+def _in_turn(step: int, *, own: range, batch_size: int) -> tuple[int, np.ndarray]:
+    return 0, np.array(own[step * batch_size : (step + 1) * batch_size], dtype=np.int64)
 
 
 class _Batches(Dataset[Batch | UserError]):
@@ -160,7 +149,7 @@ class _Batches(Dataset[Batch | UserError]):
         self,
         images: LabelledSet,
         transform: Transform,
-        order: Callable[[int], tuple[int, list[int]]],
+        order: Callable[[int], tuple[int, np.ndarray]],
     ) -> None:
         self.images = images
         self.transform = transform
@@ -174,30 +163,8 @@ class _Batches(Dataset[Batch | UserError]):
                 self.transform(self.images.source.read(index).image, epoch, index)
                 for index in indices.tolist()
             ]
-        except BadImage as bad:  # raised in a worker, it would arrive with a traceback
+        except BadImage as bad:
             return UserError(f"{bad}; replace or remove it")
         return Batch(
             torch.from_numpy(np.stack(views)), torch.from_numpy(self.images.labels[indices])
         )
-
-
-def _load(batches: _Batches, steps: range, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    loader: DataLoader[Batch | UserError] = DataLoader(
-        batches,
-        batch_size=None,  # an item of the data set is a whole batch
-        sampler=steps,
-        collate_fn=_whole,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCH if num_workers else None,
-        pin_memory=pin_memory and torch.cuda.is_available(),
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else the loader would draw from the global one
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
-def _whole(batch: Any) -> Any:
-    return batch

@@ -9,29 +9,25 @@ import contextlib
 import os
 import re
 import shutil
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from msn import keyed
 from msn.data.batch import Views, allocate
 from msn.data.draws import ViewSpec
 from msn.data.image import BadImage
-from msn.data.order import permuted
+from msn.data.order import samples_of_step
 from msn.data.sources import Source
 from msn.data.views import SampleViews, make_views
+from msn.data.workers import PREFETCH, made_by_workers
 from msn.errors import RunError, UserError
 
-PREFETCH = 2  # batches ready per worker
 MOST_WORKERS = 32  # that "auto" takes: more hold more batches in memory than they gain
 REPLACEMENTS = 20  # images tried in place of a bad one
 SHARED_MEMORY = Path("/dev/shm")
@@ -162,16 +158,21 @@ class _Batches(Dataset[_Filled | UserError]):
     def __getitem__(self, place: tuple[int, int]) -> _Filled | UserError:
         step, slot = place
         rows = self.ring.each(itemgetter(slot)).samples()
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = (step_of_epoch * self.world_size + self.rank) * len(rows)
-        positions = np.arange(start, start + len(rows))
-        order = permuted(positions, length=len(self.source), seed=self.seed, epoch=epoch)
+        epoch, samples = samples_of_step(
+            step,
+            length=len(self.source),
+            batch_size=len(rows),
+            steps_per_epoch=self.steps_per_epoch,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
         bad: list[BadImage] = []
         try:
-            for out, sample in zip(rows, order.tolist(), strict=True):
+            for out, sample in zip(rows, samples.tolist(), strict=True):
                 bad += self._fill(out, epoch, sample)
         except UserError as error:
-            return error  # raised in a worker, it would arrive with a traceback in its message
+            return error
         return _Filled(slot, tuple(bad))
 
     def _fill(self, out: SampleViews, epoch: int, sample: int) -> list[BadImage]:
@@ -198,20 +199,9 @@ class _Batches(Dataset[_Filled | UserError]):
 
 def _deliver(batches: _Batches, steps: range, num_workers: int) -> Iterator[Batch]:
     free = deque(range(len(batches.ring.target)))
-    loader: DataLoader[_Filled | UserError] = DataLoader(
-        batches,
-        batch_size=None,  # an item of the data set is a whole batch
-        # Taken from one by one, as the workers get to do: a batch never goes into a full buffer.
-        sampler=((step, free.popleft()) for step in steps),
-        collate_fn=_whole,
-        num_workers=num_workers,
-        prefetch_factor=PREFETCH if num_workers else None,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # else the loader would draw from the global one
-    )
-    for filled in loader:
-        if isinstance(filled, UserError):
-            raise filled
+    # A batch never goes into a full buffer.
+    places = ((step, free.popleft()) for step in steps)
+    for filled in made_by_workers(batches, places, num_workers):
         yield Batch(batches.ring.each(itemgetter(filled.slot)), filled.bad)
         free.append(filled.slot)
 
@@ -234,24 +224,3 @@ def _require_shared_memory(needed: int) -> None:
             f" shared memory, {SHARED_MEMORY} has {free / 2**30:.1f} GiB free; use fewer workers or"
             " a smaller criterion.batch_size, or give the container more (docker: --shm-size)"
         )
-
-
-def _whole(batch: Any) -> Any:
-    return batch
-
-
-def start_worker(worker: int) -> None:
-    """Set up a loader process."""
-    cv2.setNumThreads(0)  # the workers are the parallelism: more threads only contend
-    # Ctrl-C and SIGTERM may come to the whole group, but are for the main process, which saves.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Heed a SIGTERM of the main process, which ends its workers so, and of nobody else."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

@@ -12,6 +12,27 @@ from msn import keyed
 ROUNDS = 8  # of the Feistel network; on the tiniest domains fewer leave a visible bias
 
 
+def samples_of_step(
+    step: int,
+    *,
+    length: int,
+    batch_size: int,
+    steps_per_epoch: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[int, np.ndarray]:
+    """The epoch of a step, and the samples (B,) of one process's share of its global batch.
+
+    The shares of all ranks together are what one process would take with `world_size` times the
+    batch size. Arguments as in `msn.data.loader.training_batches`.
+    """
+    epoch, inside = divmod(step, steps_per_epoch)
+    start = (inside * world_size + rank) * batch_size
+    positions = np.arange(start, start + batch_size)
+    return epoch, permuted(positions, length=length, seed=seed, epoch=epoch)
+
+
 def permuted(positions: np.ndarray, *, length: int, seed: int, epoch: int) -> np.ndarray:
     """Where `positions` go under a permutation of range(length) keyed by (seed, epoch).
 

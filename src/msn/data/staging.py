@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from msn.data.mapped import THREADS
 from msn.errors import UserError
-
-THREADS = 16  # that wait for the file system, which may be far away
 
 
 class _File(NamedTuple):

@@ -1,6 +1,5 @@
 """How often a classifier is right: top-1 and top-5, each image counted once over all processes."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from msn import collectives
 from msn.data.labelled import Batch
-from msn.files import replacing
+from msn.files import write_json
 
 
 class Score(NamedTuple):
@@ -46,8 +45,7 @@ class Result(NamedTuple):
             "best": {name: score._asdict() for name, score in self.best.items()},
             "last": {name: score._asdict() for name, score in self.last.items()},
         }
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(path, content)
 
 
 @torch.no_grad()

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from msn import checkpoint, collectives
 from msn.build import use_bf16
-from msn.checkpoint import State
+from msn.checkpoint import CLASSIFIER, State
 from msn.config import FinetuneConfig
 from msn.data.augment import Augment, Centre, seeded
 from msn.errors import UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.job import Job, build_job, read_weights
-from msn.evaluation.supervised import KEY, learn
+from msn.evaluation.supervised import learn
 from msn.keyed import Stream, seed64
 from msn.models.classifier import NOT_DECAYED, Classifier
 from msn.pretrained import Pretrained
@@ -97,16 +97,16 @@ class FinetuneLearner:
     def state(self) -> State:
         average = {"average": self.average.module.state_dict()} if self.average else {}
         return {
-            KEY: self.model.state_dict(),
+            CLASSIFIER: self.model.state_dict(),
             **average,
             "num_heads": self.model.encoder.blocks[0].attn.num_heads,
             "opt": self.optimizer.state_dict(),
         }
 
     def load_state(self, state: State, path: Path) -> None:
-        checkpoint.load_weights(self.model, state[KEY], path=path, key=KEY)
+        checkpoint.load_weights(self.model, state[CLASSIFIER], path=path, key=CLASSIFIER)
         if self.average:
-            average = state.get("average", state[KEY])
+            average = state.get("average", state[CLASSIFIER])
             checkpoint.load_weights(self.average.module, average, path=path, key="average")
         try:
             self.optimizer.load_state_dict(state["opt"])

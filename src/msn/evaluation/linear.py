@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from msn import checkpoint, collectives
 from msn.build import use_bf16
-from msn.checkpoint import State
+from msn.checkpoint import CLASSIFIER, State
 from msn.config import LinearConfig
 from msn.data.labelled import CentreCrop, RandomCrop
 from msn.errors import UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.job import build_job, read_weights
-from msn.evaluation.supervised import KEY, learn
+from msn.evaluation.supervised import learn
 from msn.keyed import Stream, seed64
 from msn.models.encoder import VisionTransformer
 from msn.models.linear import HeadSettings, LinearHeads
@@ -98,10 +98,10 @@ class LinearLearner:
             return self.encoder.block_cls(images, self.blocks).float()
 
     def state(self) -> State:
-        return {KEY: self.heads.state_dict(), "opt": self.optimizer.state_dict()}
+        return {CLASSIFIER: self.heads.state_dict(), "opt": self.optimizer.state_dict()}
 
     def load_state(self, state: State, path: Path) -> None:
-        checkpoint.load_weights(self.heads, state[KEY], path=path, key=KEY)
+        checkpoint.load_weights(self.heads, state[CLASSIFIER], path=path, key=CLASSIFIER)
         self.optimizer.load_state_dict(state["opt"])
 
     def _groups(self, weight_decay: float) -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from msn import checkpoint, collectives
-from msn.checkpoint import State
+from msn.checkpoint import CLASSIFIER, State
 from msn.collectives import Ballot
 from msn.config import EvaluationFile
 from msn.data.batch import normalise
@@ -27,7 +27,6 @@ from msn.identity import changes
 from msn.runlog import StepTimer, Table, csv_path
 from msn.signals import stop_on_signal
 
-KEY = "classifier"  # in the checkpoint, and what tells it from one of pre-training
 COLUMNS = ("epoch", "itr", "step", "loss", "lr", "time (ms)", "images_per_s", "data_wait")
 TOPS = ("top1", "top5")
 
@@ -53,7 +52,7 @@ class Learner(Protocol):
         ...
 
     def state(self) -> State:
-        """All that changes while training; what classifies under `KEY`."""
+        """All that changes while training; what classifies under `CLASSIFIER`."""
         ...
 
     def load_state(self, state: State, path: Path) -> None:
@@ -166,7 +165,7 @@ def measure_best(config: EvaluationFile, job: Job, learner: Learner) -> Result:
     path = best_path(config)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint to measure; set meta.training: true first")
-    state = checkpoint.load(path, KEY)
+    state = checkpoint.load(path, CLASSIFIER)
     take_up(job, learner, path, state)
     scores = dict(zip(learner.names, measure(config, job, learner), strict=True))
     return Result(scores, scores, int(state["epoch"]))
@@ -237,7 +236,7 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
                 " set it to false to start from the beginning"
             )
         return 0, []
-    state = checkpoint.load(path, KEY)
+    state = checkpoint.load(path, CLASSIFIER)
     take_up(job, learner, path, state)
     if state["steps_per_epoch"] != job.steps_per_epoch:
         raise UserError(

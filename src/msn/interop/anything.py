@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from msn import checkpoint
+from msn.checkpoint import CLASSIFIER
 from msn.errors import UserError
 from msn.interop import classifiers, huggingface, official, release, timm_vit
 from msn.interop.official import Which
@@ -34,9 +35,9 @@ def read(path: Path, *, which: Which = "target", num_heads: int | None = None) -
     state = checkpoint.load(path, None)
     if "target_encoder" in state:
         return official.from_state(state, path=path, which=which, num_heads=num_heads)
-    if classifiers.KEY in state:
+    if CLASSIFIER in state:
         return classifiers.finetuned(state, path=path, num_heads=num_heads)
-    tensors = official.require_tensors(state, f"{path}: has no 'target_encoder', and what it holds")
+    tensors = checkpoint.state_dict(state, f"{path}: has no 'target_encoder', and what it holds")
     return timm_vit.from_tensors(tensors, path=path, num_heads=num_heads)
 
 

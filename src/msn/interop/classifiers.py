@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from msn import checkpoint
+from msn.checkpoint import CLASSIFIER
 from msn.errors import UserError
-from msn.interop.official import normalisation_of, require_tensors
+from msn.interop.official import normalisation_of
 from msn.interop.weights import Classifier, Weights, weights_from
 from msn.pretrained import digest
-
-KEY = "classifier"
 
 
 def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None) -> Weights:
@@ -28,8 +27,8 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
     Raises:
         UserError: it is of a linear evaluation, or reads averaged patches.
     """
-    key = "average" if "average" in state else KEY
-    tensors = require_tensors(state[key], f"{path}: '{key}'")
+    key = "average" if "average" in state else CLASSIFIER
+    tensors = checkpoint.state_dict(state[key], f"{path}: '{key}'")
     if "head.weight" not in tensors:
         raise UserError(
             f"{path}: holds linear classifiers without an encoder; export the weights that they"
@@ -61,8 +60,8 @@ def with_linear_head(weights: Weights, path: Path) -> Weights:
         UserError: the file is of no linear evaluation, or was trained on another encoder; or the
             classifier sees more than the last block.
     """
-    state = checkpoint.load(path, KEY)
-    tensors = require_tensors(state[KEY], f"{path}: '{KEY}'")
+    state = checkpoint.load(path, CLASSIFIER)
+    tensors = checkpoint.state_dict(state[CLASSIFIER], f"{path}: '{CLASSIFIER}'")
     if digest(weights.encoder) != state.get("weights"):
         raise UserError(f"{path}: was trained on another encoder; give the one that it was for")
     number = _best(state, path)

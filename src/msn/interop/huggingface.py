@@ -4,7 +4,6 @@ Written under the parameter names of transformers 4, which version 5 reads, too;
 Writing needs no transformers.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from msn.data.normalisation import Normalisation
 from msn.errors import UserError
-from msn.files import new_folder
+from msn.files import new_folder, write_json
 from msn.interop import card
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
-from msn.interop.weights import Classifier, Normalisation, Tensors, Weights, weights_from
+from msn.interop.weights import Classifier, Tensors, Weights, weights_from
 from msn.models.encoder import EncoderSize
 
 MODEL_TYPE = "vit_msn"
@@ -76,8 +76,8 @@ def write(folder: Path, weights: Weights) -> None:
         tensors |= {f"classifier.{n}": t for n, t in weights.classifier.tensors().items()}
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        _write_json(temporary / CONFIG, _config(weights))
-        _write_json(temporary / PREPROCESSOR, _preprocessor(weights))
+        write_json(temporary / CONFIG, _config(weights))
+        write_json(temporary / PREPROCESSOR, _preprocessor(weights))
         (temporary / "README.md").write_text(card.huggingface(weights), encoding="utf-8")
 
 
@@ -218,7 +218,3 @@ def _normalisation(folder: Path) -> Normalisation | None:
     if not isinstance(mean, list) or not isinstance(std, list):
         return None
     return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

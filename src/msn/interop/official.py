@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from msn import checkpoint
+from msn.data.normalisation import Normalisation
 from msn.errors import UserError
-from msn.interop.weights import Normalisation, Weights, weights_from
+from msn.interop.weights import Weights, weights_from
 
 Which = Literal["target", "anchor"]
 KEYS: dict[Which, str] = {"target": "target_encoder", "anchor": "encoder"}
@@ -36,7 +37,7 @@ def from_state(
     if key not in state:
         raise UserError(f"{path}: has no '{key}', like the released files; take the target encoder")
     return weights_from(
-        require_tensors(state[key], f"{path}: '{key}'"),
+        checkpoint.state_dict(state[key], f"{path}: '{key}'"),
         path=path,
         num_heads=num_heads or _recorded_heads(state),
         prototypes=_prototypes(state, path),
@@ -62,17 +63,6 @@ def write(path: Path, weights: Weights) -> None:
     if weights.prototypes is not None:
         state["prototypes"] = weights.prototypes
     checkpoint.save(path, state)
-
-
-def require_tensors(value: Any, where: str) -> dict[str, Tensor]:
-    """`value` if it is a state dict.
-
-    Raises:
-        UserError: it is not; `where` says what was looked at.
-    """
-    if not isinstance(value, dict) or not value or not all(map(torch.is_tensor, value.values())):
-        raise UserError(f"{where} is not a state dict; it must map names to tensors")
-    return value
 
 
 def normalisation_of(state: dict[str, Any]) -> Normalisation | None:

@@ -9,7 +9,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from msn.data.batch import Views
-from msn.interop.weights import Normalisation, Weights, weights_from
+from msn.data.normalisation import Normalisation
+from msn.interop.weights import Weights, weights_from
 from msn.losses import log_prior
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.models.head import projection_head

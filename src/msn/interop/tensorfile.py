@@ -9,7 +9,6 @@ from safetensors.torch import load
 
 from msn import checkpoint
 from msn.errors import UserError
-from msn.interop.official import require_tensors
 from msn.interop.weights import Tensors
 
 MAX_JSON_BYTES = 16 * 2**20
@@ -58,7 +57,7 @@ def read_file(path: Path) -> Tensors:
         UserError: missing, damaged, holding code, or not tensors by name.
     """
     if path.suffix != ".safetensors":
-        return require_tensors(checkpoint.load(path, None), str(path))
+        return checkpoint.state_dict(checkpoint.load(path, None), str(path))
     try:
         # Not mapped into memory: a file replaced while in use would end the process.
         return load(path.read_bytes())

@@ -3,18 +3,18 @@
 timm names the tensors as the official code does. Written without building a model of timm's.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from msn.data.normalisation import Normalisation
 from msn.errors import UserError
-from msn.files import new_folder
+from msn.files import new_folder, write_json
 from msn.interop import card
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
-from msn.interop.weights import Classifier, Normalisation, Tensors, Weights, weights_from
+from msn.interop.weights import Classifier, Tensors, Weights, weights_from
 
 CONFIG = "config.json"
 NAMES = {
@@ -49,8 +49,7 @@ def write(folder: Path, weights: Weights) -> None:
     config = _config(weights)
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(config, indent=2) + "\n"
-        (temporary / CONFIG).write_text(text, encoding="utf-8")
+        write_json(temporary / CONFIG, config)
         readme = card.timm(weights, config["architecture"])
         (temporary / "README.md").write_text(readme, encoding="utf-8")
 

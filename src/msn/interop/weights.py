@@ -1,6 +1,5 @@
 """The form that all others are read into and written from: tensors under the official names."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -8,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from msn.checkpoint import differences
+from msn.data.normalisation import Normalisation, imagenet_normalisation
 from msn.errors import UserError
 from msn.models.encoder import VisionTransformer, build_encoder
 from msn.models.head import projection_head
 from msn.pretrained import Architecture, infer_architecture
 
 Tensors = dict[str, Tensor]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 HEAD = "fc."
 
 
@@ -32,13 +31,6 @@ class Classifier(NamedTuple):
     def tensors(self) -> Tensors:
         """Weight and bias by name."""
         return {"weight": self.weight, "bias": self.bias}
-
-
-class Normalisation(NamedTuple):
-    """Mean and standard deviation of the images, a number per channel, in the scale 0 to 1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Weights:
 
 
 def weights_from(
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     *,
     path: Path,
     num_heads: int | None = None,
@@ -80,7 +72,7 @@ def weights_from(
     """Weights from the tensors of an encoder in official names, with or without its head.
 
     Args:
-        tensors: with or without `module.` prefixes.
+        tensors: by name.
         path: where they were read, for errors.
         num_heads: attention heads, which the tensors do not tell; None takes those of the official
             encoder of this size.
@@ -92,7 +84,6 @@ def weights_from(
         UserError: the tensors are not those of an encoder: all that is wrong is listed; or the
             number of heads is not known.
     """
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     if len(head) == len(tensors):
         raise UserError(f"{path}: holds a projection head without an encoder; give both")
@@ -118,26 +109,6 @@ def weights_from(
         prototypes=prototypes,
         classifier=classifier,
     )
-
-
-def imagenet_normalisation(channels: int) -> Normalisation:
-    """ImageNet's numbers; for another number of channels than three, their mean for each."""
-    if channels == len(IMAGENET_MEAN):
-        return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
-    return Normalisation((mean,) * channels, (std,) * channels)
-
-
-def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, unknown or of another shape in `given`."""
-    problems = [f"{name} missing" for name in expected if name not in given]
-    problems += [f"{name} unknown" for name in given if name not in expected]
-    problems += [
-        f"{name} is {tuple(given[name].shape)} and must be {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    return problems
 
 
 def _without_values(architecture: Architecture, head: Tensors) -> VisionTransformer:

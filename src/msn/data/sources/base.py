@@ -11,13 +11,11 @@ import numpy as np
 
 from msn.data.image import ArrayImage, BadImage, EncodedImage, Image
 from msn.data.mapped import Arrays
+from msn.data.normalisation import imagenet_normalisation
 from msn.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "val")
-# Per-channel statistics of the ImageNet training images, as every ImageNet recipe uses them.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 STATISTICS_BYTES = 2**26  # of images looked at for their mean: all of Fashion-MNIST
 
 
@@ -75,8 +73,7 @@ class EncodedSource(ABC):
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
-        self.mean = IMAGENET_MEAN if channels == 3 else (sum(IMAGENET_MEAN) / 3,)
-        self.std = IMAGENET_STD if channels == 3 else (sum(IMAGENET_STD) / 3,)
+        self.mean, self.std = imagenet_normalisation(channels)
 
     @abstractmethod
     def __len__(self) -> int: ...
