@@ -149,6 +149,8 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     means = cv2.mean(image)
     grey = means[0] if image.ndim == 2 else sum(w * m for w, m in zip(LUMA, means, strict=False))
     offset = (1 - factor) * int(grey + 0.5) + _CUT_OFF
+    if factor <= 1:  # nothing falls below zero, of which this would take the absolute value
+        return cv2.convertScaleAbs(image, alpha=factor, beta=offset)
     return cv2.addWeighted(image, factor, image, 0, offset)
 
 
@@ -156,9 +158,7 @@ def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the grey version of the image: 0 is grey, 1 the image."""
     if image.ndim == 2:
         return image
-    matrix = np.full((3, 4), _CUT_OFF)
-    matrix[:, :3] = (1 - factor) * _LUMA_ROW + factor * _IDENTITY
-    return cv2.transform(image, matrix)
+    return cv2.transform(image, _GREY + factor * _COLOUR)
 
 
 def hue(image: np.ndarray, factor: float) -> np.ndarray:
@@ -181,9 +181,8 @@ def grayscale(image: np.ndarray) -> np.ndarray:
 
 def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur with standard deviation `radius`, 0 to 2 pixels, as PIL approximates it."""
-    half = half_kernels()[round(radius * BLUR_STEPS)]
-    half = half if half[-1] > 0 else half[:4]
-    kernel = np.concatenate((half[:0:-1], half))
+    kernel = _kernels()[round(radius * BLUR_STEPS)]
+    kernel = kernel if kernel[0] > 0 else kernel[3:-3]
     # Reflection comes closest to repeating the border pixel before each of the three passes.
     return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT)
 
@@ -206,14 +205,21 @@ def half_kernels() -> np.ndarray:
     return np.where(kernels[:, 6:13] < 1e-12, 0, kernels[:, 6:13])
 
 
+@lru_cache(maxsize=1)
+def _kernels() -> np.ndarray:
+    half = half_kernels()
+    return np.concatenate((half[:, :0:-1], half), axis=1)
+
+
 _JITTER = {
     Operation.BRIGHTNESS: brightness,
     Operation.CONTRAST: contrast,
     Operation.SATURATION: saturation,
     Operation.HUE: hue,
 }
-_LUMA_ROW = np.array([LUMA])
-_IDENTITY = np.eye(3)
+# What makes a pixel (r, g, b, 1) grey, and what it lacks then.
+_GREY = np.array([[*LUMA, _CUT_OFF]] * 3)
+_COLOUR = np.eye(3, 4) - np.array([[*LUMA, 0]] * 3)
 
 
 @lru_cache(maxsize=1024)
