@@ -22,7 +22,7 @@ FLOORS = {
     " msn.commands.evaluate_all msn.commands.subsets_draw msn.commands.subsets_fetch"
     " msn.commands.weights",
     3: "msn.interop.pretraining"
-    " msn.launch msn.resuming msn.saving"
+    " msn.launch msn.prior msn.resuming msn.saving"
     " msn.build msn.contact_sheet msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
     " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune"
@@ -45,7 +45,7 @@ FLOORS = {
     " msn.data.image msn.data.normalisation"
     " msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
     " msn.losses msn.models.masking msn.schedules msn.models.batch_norm"
-    " msn.collectives msn.identity msn.signals",
+    " msn.collectives msn.identity msn.signals msn.sharding",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
@@ -111,8 +111,11 @@ SIBLINGS = {
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
     ("msn.distributed", "msn.identity"): "all processes must be alike",
     ("msn.collectives", "msn.errors"): "an error of one is known to all",
+    ("msn.sharding", "msn.collectives"): "how many share",
+    ("msn.sharding", "msn.errors"): "one alone has nobody to share with",
     ("msn.losses", "msn.collectives"): "targets and mean assignment are those of all processes",
     ("msn.models.batch_norm", "msn.collectives"): "so are the statistics",
+    ("msn.build", "msn.prior"): "which a file may hold",
     ("msn.pretrain", "msn.resuming"): "where it starts from",
     ("msn.pretrain", "msn.saving"): "what it saves",
     ("msn.resuming", "msn.build"): "the parts to load into",

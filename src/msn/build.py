@@ -3,7 +3,6 @@
 Nothing is read but the list of images, nothing written but the copy that `meta.copy_data` asks for.
 """
 
-import math
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msn import checkpoint, collectives
-from msn.config import Config, PowerLaw
+from msn import checkpoint, collectives, sharding
+from msn.config import Config
 from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source
 from msn.data.staging import stage
 from msn.errors import UserError
 from msn.keyed import Stream, seed64
-from msn.losses import log_prior
 from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
 from msn.models.head import projection_head
 from msn.models.msn import MSN, Schedule
 from msn.optim import FiniteGuard, build_optimizer, parameter_groups
+from msn.prior import read_log_prior
 from msn.schedules import cosine, linear, warmup_cosine
 from msn.sections.data import Data, Images
 
@@ -73,8 +72,8 @@ class Parts:
 
     Attributes:
         model: the method, on the device.
-        replica: what computes the losses: the model, in `DistributedDataParallel` if there are
-            several processes.
+        replica: what computes the losses: the model, in `DistributedDataParallel` if several
+            processes have all of it.
         optimizer: over the model's trainable parameters.
         schedules: functions of the step.
         guard: notes the first step that was not finite.
@@ -108,7 +107,9 @@ class Parts:
     total_steps: int
 
     def replicated(self) -> "Parts":
-        """The parts with the model replicated over all processes."""
+        """The parts with the model replicated over all processes, unless it is shared out."""
+        if sharding.is_sharded(self.model):
+            return self
         return replace(self, replica=collectives.replicated(self.model))
 
     def load_weights(self, found: checkpoint.Found) -> None:
@@ -131,7 +132,7 @@ class Parts:
             checkpoint.load_weights(module, state[name], path=path, key=name, optional="fc.")
         if prototypes is not None:
             with torch.no_grad():
-                self.model.prototypes.copy_(prototypes)
+                self.model.prototypes.copy_(sharding.shared_out(prototypes, self.model.prototypes))
 
 
 def build_parts(config: Config, device: torch.device) -> Parts:
@@ -145,7 +146,10 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     batch = share_out(config, collectives.world_size())
     steps = steps_per_epoch(batch, len(source))
     schedules = build_schedules(config, steps)
-    model = build_model(config, schedules, source.channels).to(device)
+    model = build_model(config, schedules, source.channels)
+    if config.meta.shard:
+        sharding.shard(model, [model.anchor, model.target], device)
+    model.to(device)
     bf16 = use_bf16(config.meta.precision, device)
     for encoder in (model.anchor, model.target):
         encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
@@ -314,34 +318,6 @@ def build_model(config: Config, schedules: Schedules, channels: int) -> MSN:
             accumulate=config.optimization.accumulate,
             seed=config.meta.seed,
         )
-
-
-def read_log_prior(prior: str | PowerLaw, num_prototypes: int) -> Tensor:
-    """Log prior (K,) of `criterion.prior`.
-
-    Raises:
-        UserError: it names a file that does not hold K positive weights.
-    """
-    if isinstance(prior, PowerLaw):
-        return log_prior(num_prototypes, exponent=prior.power_law)
-    if prior == "uniform":
-        return log_prior(num_prototypes)
-    try:
-        weights = [float(word) for word in Path(prior).read_text("utf-8").split()]
-    except OSError as error:
-        raise UserError(
-            f"criterion.prior {prior}: cannot be read ({error.strerror}); give uniform, power_law"
-            f" or a text file of {num_prototypes} weights"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"criterion.prior {prior}: {error}; give numbers only") from None
-    positive = all(weight > 0 and math.isfinite(weight) for weight in weights)
-    if len(weights) != num_prototypes or not positive:
-        raise UserError(
-            f"criterion.prior {prior}: holds {len(weights)} weights; give criterion.num_proto ="
-            f" {num_prototypes} of them, each positive"
-        )
-    return torch.tensor(weights, dtype=torch.float64).log().log_softmax(dim=0)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

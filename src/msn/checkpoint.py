@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from msn import sharding
 from msn.errors import UserError
 from msn.files import replacing, writing
 
@@ -182,7 +183,7 @@ def load_weights(
     problems = differences(weights, own)
     if problems:
         raise mismatch(path, key, problems)
-    module.load_state_dict(weights)
+    module.load_state_dict({name: sharding.shared_out(weights[name], own[name]) for name in own})
 
 
 def state_dict(value: Any, where: str) -> dict[str, Tensor]:

@@ -27,10 +27,11 @@ from msn.keyed import Stream, seed64
 from msn.lock import locked, require_shared
 from msn.models.msn import MSNOutput
 from msn.optim import set_hyperparameters, step_unless
-from msn.probe import Probe
+from msn.probe import Probe, is_due, whole_target
 from msn.resuming import resume
 from msn.runlog import RunLog, StepTimer
 from msn.saving import Saver
+from msn.sharding import full
 from msn.signals import stop_on_signal
 
 
@@ -61,7 +62,7 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     )
     output.total.backward()
     limit = parts.clip_grad if parts.clip_grad is not None else torch.inf
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit)
+    grad_norm = full(torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit))
     loss = collectives.mean(output.total.detach())
     step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
     model.after_step(step)
@@ -129,8 +130,10 @@ def run(config: Config, parts: Parts, probe: Probe | None, start: int) -> None:
             f"finished: {config.optimization.epochs} epochs, {parts.total_steps} steps;"
             f" weights in {checkpoint.latest_path(folder, tag)}"
         )
-    if probe and probe.settings.report:
-        probe.report(folder, tag)
+    if config.logging.probe and config.logging.probe.report:
+        target = whole_target(config, parts)
+        if probe:
+            probe.report(target, folder, tag)
 
 
 def train(
@@ -163,8 +166,10 @@ def train(
                 log_step(config, parts, log, timer, result, step, bad_images.count)
             with timer.aside():
                 # The save comes last: what it says is done has been logged.
-                if probe and epochs_done and probe.is_due(epochs_done):
-                    log.probe(step, epochs_done, probe.top1())
+                if epochs_done and is_due(config, epochs_done):
+                    target = whole_target(config, parts)
+                    if probe:
+                        log.probe(step, epochs_done, probe.top1(target))
                 if saves:
                     saver.save(float(result.loss), done)
                 saver.retry()

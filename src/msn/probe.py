@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msn.build import Parts, build_model
+from msn import collectives
+from msn.build import Parts, build_anchor, build_model
 from msn.config import Config
 from msn.data.batch import normalise
 from msn.data.sources import Source, open_source
@@ -16,6 +17,7 @@ from msn.features import encode_all, evaluation_images, raw_pixels
 from msn.models.encoder import VisionTransformer
 from msn.report import Representation, write_report
 from msn.runlog import csv_path
+from msn.sharding import is_sharded, whole
 
 
 class Probe:
@@ -45,14 +47,9 @@ class Probe:
                 " labelled training images; lower it"
             )
 
-    def is_due(self, epoch: int) -> bool:
-        """Whether to probe after this many finished epochs."""
-        every = self.settings.every
-        return epoch == self.config.optimization.epochs or bool(every and epoch % every == 0)
-
-    def top1(self) -> float:
-        """k-NN accuracy of the target encoder as it is now, in percent."""
-        train, val = self._features(self.parts.model.target)
+    def top1(self, target: VisionTransformer) -> float:
+        """k-NN accuracy of the target encoder, in percent."""
+        train, val = self._features(target)
         settings = self.settings
         result = knn(
             train,
@@ -64,7 +61,7 @@ class Probe:
         )
         return result.top1
 
-    def report(self, folder: Path, tag: str) -> None:
+    def report(self, target: VisionTransformer, folder: Path, tag: str) -> None:
         """Print the table of raw pixels, untrained and trained encoder; write JSON and PNG."""
         model = build_model(self.config, self.parts.schedules, self.parts.source.channels)
         untrained = model.target.to(self.parts.device)
@@ -73,7 +70,7 @@ class Probe:
                 "raw pixels", raw_pixels(self.train.images), raw_pixels(self.val.images)
             ),
             Representation("untrained encoder", *self._features(untrained)),
-            Representation("trained encoder", *self._features(self.parts.model.target)),
+            Representation("trained encoder", *self._features(target)),
         ]
         print(
             write_report(
@@ -114,3 +111,28 @@ class Probe:
             image_list=own.image_list or data.image_list,
             download=data.download,
         )
+
+
+def is_due(config: Config, epoch: int) -> bool:
+    """Whether to probe after this many finished epochs."""
+    if not config.logging.probe:
+        return False
+    every = config.logging.probe.every
+    return epoch == config.optimization.epochs or bool(every and epoch % every == 0)
+
+
+def whole_target(config: Config, parts: Parts) -> VisionTransformer:
+    """The target encoder, for rank 0 to use alone; a copy, if its weights are shared out.
+
+    All processes call this; those that share with rank 0 get an encoder without data.
+    """
+    target = parts.model.target
+    if not is_sharded(target):
+        return target
+    weights = whole(target.state_dict())
+    with torch.device("meta"):
+        copy = build_anchor(config, parts.source.channels)
+    if collectives.rank() == 0:
+        copy.load_state_dict(weights, assign=True)
+        copy.to(parts.device)
+    return copy

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from msn import checkpoint, collectives
+from msn import checkpoint, collectives, sharding
 from msn.build import Parts
 from msn.collectives import agreed, of_rank_0
 from msn.config import Config
@@ -67,8 +67,9 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
     done = steps_done(config, parts, found)
     parts.load_weights(found)
     try:
-        parts.optimizer.load_state_dict(state["opt"])
-    except (ValueError, KeyError, TypeError):
+        moments = sharding.moments_shared_out(state["opt"], parts.optimizer)
+        parts.optimizer.load_state_dict(moments)
+    except (ValueError, KeyError, TypeError, IndexError):
         raise checkpoint.mismatch(path, "opt", ["it has other parameter groups"]) from None
     for change in changes(state["config"], config.model_dump(mode="json")):
         say(f"changed since the checkpoint: {change}")

@@ -12,6 +12,7 @@ from msn import checkpoint, collectives
 from msn.build import Parts
 from msn.config import Config
 from msn.errors import RunError, UserError
+from msn.sharding import whole
 
 RETRY_AFTER = 30.0  # seconds between attempts while the run goes on
 LAST_ATTEMPTS = 12  # before a run that stops gives up
@@ -109,8 +110,8 @@ def is_numbered(config: Config, parts: Parts, done: int) -> bool:
 def run_state(config: Config, parts: Parts, loss: float, done: int) -> checkpoint.State:
     """All that a run needs to go on, under the official keys and some of ours."""
     return {
-        **parts.model.state(),
-        "opt": parts.optimizer.state_dict(),
+        **whole(parts.model.state()),
+        "opt": whole(parts.optimizer.state_dict()),
         "epoch": done // parts.steps_per_epoch,
         "batch_size": parts.batch.own,
         "world_size": parts.batch.processes,
