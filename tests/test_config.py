@@ -112,6 +112,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "init_from": None,
         "allow_batch_change": False,
         "checkpoint_activations": False,
+        "shard": False,
         "two_layer": False,
     },
     "optimization": {"ema": (0.996, 1.0), "schedule_stretch": 1.25, "accumulate": 1},
