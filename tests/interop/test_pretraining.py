@@ -93,6 +93,11 @@ def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["patch_drop"] == 0.5
     loaded.train()
     assert torch.equal(model(**batch()).loss, loaded(**batch()).loss)
+    for each in (model, loaded):  # with the momentum of the same step
+        torch.nn.init.zeros_(each.msn.anchor.pos_embed)
+        each.after_step()
+    assert torch.equal(model.msn.target.pos_embed, loaded.msn.target.pos_embed)
+    assert int(loaded.step) == 2
 
 
 def test_its_target_can_be_exported(tmp_path: Path) -> None:

@@ -116,7 +116,10 @@ class MSNForPreTraining(
             patch_drop=patch_drop,
             seed=seed,
         )
+        # In the state dict as a tensor; read as a number, which asks no device to wait.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._step = 0
+        self.register_load_state_dict_post_hook(_read_step)
 
     def forward(
         self, target: Tensor, random: Tensor, focal: Tensor | None = None
@@ -131,7 +134,7 @@ class MSNForPreTraining(
         if focal is None:
             focal = random[:, :0]
         views = Views(target, random.transpose(0, 1), focal.transpose(0, 1))
-        output = self.msn(views, step=int(self.step))
+        output = self.msn(views, step=self._step)
         return PreTrainingOutput(
             output.total,
             output.losses.cross_entropy.detach(),
@@ -142,7 +145,8 @@ class MSNForPreTraining(
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the target towards the anchor: once after each step of the optimiser."""
-        self.msn.after_step(int(self.step))
+        self.msn.after_step(self._step)
+        self._step += 1
         self.step += 1
 
     def encoder_weights(self, normalisation: Normalisation | None = None) -> Weights:
@@ -159,3 +163,8 @@ class MSNForPreTraining(
             prototypes=self.msn.prototypes.detach().clone(),
             normalisation=normalisation,
         )
+
+
+def _read_step(model: nn.Module, incompatible_keys: object) -> None:
+    assert isinstance(model, MSNForPreTraining)
+    model._step = int(model.step)
