@@ -11,11 +11,13 @@ from msn import checkpoint
 from msn.cli import main
 from msn.config import FinetuneConfig, load
 from msn.data.labelled import CentreCrop
+from msn.data.sources import open_source
 from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer, finetune
 from msn.evaluation.job import build_job, read_weights
 from msn.models.classifier import Classifier
 from msn.models.encoder import EncoderSize, build_encoder
+from tests.distributed.processes import run_on
 from tests.evaluation.labelled import CPU, ROOT, assert_same, killed_at, values, write
 
 # Every part of the recipe, at strengths that two epochs bear.
@@ -32,6 +34,15 @@ RECIPE: dict[str, Any] = {
     "optimization__accumulate": 2,
     "optimization__batch_size": 32,
     "optimization__clip_grad": 1.0,
+}
+
+# What is drawn for a batch as a whole would differ between shares of it.
+PLAIN: dict[str, Any] = {
+    "criterion__mixup": 0.0,
+    "criterion__cutmix": 0.0,
+    "data__erasing": 0.0,
+    "meta__drop_path_rate": 0.0,
+    "optimization__clip_grad": None,
 }
 
 
@@ -128,16 +139,47 @@ def test_the_last_block_alone(weights: Path, tmp_path: Path) -> None:
 
 def test_accumulation_is_one_batch(weights: Path, tmp_path: Path) -> None:
     """Without random parts, two micro-batches give the gradient of the whole."""
-    plain: dict[str, Any] = {"criterion__mixup": 0.0, "criterion__cutmix": 0.0}
-    plain |= {"data__erasing": 0.0, "meta__drop_path_rate": 0.0, "optimization__clip_grad": None}
     images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
     gradients = []
     for parts in (1, 2):
-        one = learner(weights, tmp_path, optimization__accumulate=parts, **plain)
+        one = learner(weights, tmp_path, optimization__accumulate=parts, **PLAIN)
         one.train_step(images.clone(), labels, 5)
         gradients.append([parameter.grad for parameter in one.model.parameters()])
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def on_several(weights: Path, folder: Path, batch_size: int) -> Result:
+    alike = {**PLAIN, "optimization__accumulate": 1, "optimization__batch_size": batch_size}
+    return finetune(config(weights, folder, optimization__epochs=1, **alike), CPU)
+
+
+def test_two_processes_are_one_with_the_whole_batch(weights: Path, tmp_path: Path) -> None:
+    """Gradients are averaged, each image is measured once, and one process writes."""
+    alone = on_several(weights, tmp_path / "one", 64)
+    first, second = run_on(2, on_several, weights, tmp_path / "two", 32)
+    assert first == second
+    assert first.last["finetune"] == pytest.approx(alone.last["finetune"], abs=0.41)  # two images
+    one, two = latest(tmp_path / "one"), latest(tmp_path / "two")
+    for part in ("classifier", "average"):
+        for name, tensor in one[part].items():
+            assert torch.allclose(two[part][name], tensor, atol=1e-3), name
+    one_s, two_s = ({path.name for path in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    assert one_s == two_s
+
+
+def test_a_list_of_images_to_learn_from(weights: Path, tmp_path: Path) -> None:
+    source = open_source(source="digits", root_path=None, image_folder="", split="train")
+    listed = [source.name(index) for index in range(0, 240, 2)]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    few = config(
+        weights,
+        tmp_path / "run",
+        data__subset=str(tmp_path / "list.txt"),
+        optimization__batch_size=20,
+    )
+    finetune(few, CPU)
+    assert latest(tmp_path / "run")["steps_per_epoch"] == 3  # of 120 images, 2 x 20 a step
 
 
 def test_a_step_depends_on_its_number_alone(weights: Path, tmp_path: Path) -> None:
