@@ -4,6 +4,7 @@ import csv
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from msn import collectives
 from msn.data.image import BadImage
 from msn.errors import RunError
 from msn.files import replacing, writing
@@ -22,8 +23,9 @@ class BadImages:
 
     Attributes:
         path: of the list, a CSV of `step` (at which the image was met first), `name` and `reason`.
-        count: different bad images that the run met so far. A resumed run counts those that it
-            met before the step that it goes on from, so that it counts what the unbroken one does.
+        count: different bad images that the run met so far; those of the other processes as of the
+            last exchange. A resumed run counts those that it met before the step that it goes on
+            from, so that it counts what the unbroken one does.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class BadImages:
                 _append(temporary, [COLUMNS, *listed])
         self._listed = {name for _, name, _ in listed}
         self._met = {name: reason for step, name, reason in listed if int(step) < start_step}
+        self._untold = dict(self._met)  # to the other processes
         if self._met:
             say(f"{self.count} bad images so far, replaced by others and listed in {path}")
 
@@ -70,18 +73,35 @@ class BadImages:
         """
         for image in bad:
             name, reason = _printable(image.name), _printable(image.reason)
-            self._met[name] = reason
+            if name not in self._met:
+                self._met[name] = self._untold[name] = reason
             if name not in self._listed:
                 self._listed.add(name)
                 entry = (str(step), name, reason)
                 with writing(self.path):
                     _append(self.path, [entry] if self.path.exists() else [COLUMNS, entry])
                 self._say(f"bad image, replaced by another: {name}: {reason}")
-        if bad and self.count > self._max_bad * self._images:
+        if bad:
+            self._require_few()
+
+    def exchange(self) -> None:
+        """Count what the other processes have met too. All call this, at the same step.
+
+        Raises:
+            RunError: together they are more than `max_bad` allows.
+        """
+        for met in collectives.of_all(self._untold):
+            self._met |= met
+        self._untold = {}
+        self._require_few()
+
+    def _require_few(self) -> None:
+        if self.count > self._max_bad * self._images:
+            others = " and by the other processes" * (collectives.world_size() > 1)
             raise RunError(
                 f"{self.count} of {self._images} images are bad, more than data.max_bad"
                 f" {self._max_bad:g} allows: {self._first_names()}; repair those listed in"
-                f" {self.path}, or raise data.max_bad; the same command then goes on"
+                f" {self.path}{others}, or raise data.max_bad; the same command then goes on"
             )
 
     def _first_names(self) -> str:

@@ -8,6 +8,8 @@ the mean over all processes, which is what DistributedDataParallel makes of the 
 """
 
 import contextlib
+import os
+import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -100,6 +102,23 @@ def of_rank_0(value: Value) -> Value:
     return box[0]
 
 
+def of_all(value: Value) -> list[Value]:
+    """The value that each process gives, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sharing_cores() -> int:
+    """How many processes, this one included, run on cores of this one."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    places = of_all((socket.gethostname(), cores))
+    host, _ = places[rank()]
+    return sum(other == host and not cores.isdisjoint(theirs) for other, theirs in places)
+
+
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
     """Leave this block well on all processes, or with an error on all. No collectives inside.
@@ -117,8 +136,7 @@ def agreed() -> Iterator[None]:
         own = error
     if world_size() == 1:
         return
-    errors: list[str | None] = [None] * world_size()
-    dist.all_gather_object(errors, str(own) if own else None)
+    errors = of_all(str(own) if own else None)
     if own:
         raise own
     failed = next((r for r, text in enumerate(errors) if text is not None), None)

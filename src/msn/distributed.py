@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -134,7 +134,12 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 @contextlib.contextmanager
 def joined(
-    world: World, device: torch.device, *, identity: dict[str, Any], timeout: float
+    world: World,
+    device: torch.device,
+    *,
+    identity: dict[str, Any],
+    timeout: float,
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[None]:
     """Be one of the processes of a run; inside, collectives work.
 
@@ -143,6 +148,7 @@ def joined(
         device: of this process.
         identity: must be equal on all processes.
         timeout: seconds that the others may take to come.
+        clock: seconds since the epoch; about the same on all machines.
 
     Raises:
         UserError: the processes do not find each other or do not belong together.
@@ -151,7 +157,7 @@ def joined(
     if world.size == 1:
         yield
         return
-    store = _meet(world, identity, timeout)
+    store = _meet(world, identity, timeout, clock)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -172,7 +178,9 @@ def joined(
     dist.destroy_process_group()
 
 
-def _meet(world: World, identity: dict[str, Any], timeout: float) -> Any:
+def _meet(
+    world: World, identity: dict[str, Any], timeout: float, clock: Callable[[], float]
+) -> Any:
     """The store of the run, once all processes are there and are what they should be."""
     place = f"{world.address}:{world.port}"
     listener = _listen(world) if world.serves else None
@@ -192,7 +200,9 @@ def _meet(world: World, identity: dict[str, Any], timeout: float) -> Any:
                 master_listen_fd=listener.detach() if listener else None,
             )
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            _introduce(PrefixStore(f"meet/{attempt}", store), world, identity, timeout)
+            hall = PrefixStore(f"meet/{attempt}", store)
+            _introduce(hall, world, identity, timeout)
+            _compare_clocks(hall, world, clock, timeout)
             found.append(store)
         except (UserError, dist.DistError) as error:
             found.append(error)
@@ -258,10 +268,13 @@ def _introduce(hall: Any, world: World, identity: dict[str, Any], timeout: float
         shown = "; ".join(different[:3])
         _refuse(hall, world, f"{world} differs from rank 0: {shown}; start all alike")
     _wait_for_all(hall, world, "here", timeout)
-    # All are here now, so their clocks show about the same.
+
+
+def _compare_clocks(hall: Any, world: World, clock: Callable[[], float], timeout: float) -> None:
+    """All are here now, so their clocks should show about the same."""
     if world.rank == 0:
-        hall.set("clock", str(time.time()))
-    skew = time.time() - float(hall.get("clock"))
+        hall.set("clock", str(clock()))
+    skew = clock() - float(hall.get("clock"))
     if abs(skew) > MAX_CLOCK_SKEW:
         _refuse(hall, world, f"{world}: the clock is {skew:+.0f} s off rank 0's; set the clocks")
     _wait_for_all(hall, world, "on time", timeout)

@@ -163,6 +163,7 @@ def train(
             if logs or saves or parts.device.type == "cpu":
                 require_finite(config, parts, result)
             if logs:
+                bad_images.exchange()
                 log_step(config, parts, log, timer, result, step, bad_images.count)
             with timer.aside():
                 # The save comes last: what it says is done has been logged.
@@ -185,7 +186,7 @@ def train(
 
 
 def batches(config: Config, parts: Parts, start: int) -> Iterator[Batch]:
-    """The batches of all steps from `start` on, on the device."""
+    """The batches of all steps from `start` on, on the device. All processes call this."""
     loaded = training_batches(
         parts.source,
         parts.views,
@@ -194,7 +195,7 @@ def batches(config: Config, parts: Parts, start: int) -> Iterator[Batch]:
         start_step=start,
         stop_step=parts.total_steps,
         seed=parts.seed,
-        num_workers=worker_count(config.data.num_workers),
+        num_workers=worker_count(config.data.num_workers, collectives.sharing_cores()),
         rank=collectives.rank(),
         world_size=parts.batch.processes,
     )

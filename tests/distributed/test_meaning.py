@@ -1,5 +1,6 @@
 """A run means the same on any number of processes: that of the global batch."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from msn import collectives
+from msn.bad_images import BadImages
 from msn.build import build_parts
+from msn.data.image import BadImage
 from msn.data.loader import training_batches
+from msn.errors import RunError
 from msn.losses import log_mean, log_sinkhorn
 from msn.models.batch_norm import BatchNorm
 from msn.optim import build_optimizer, parameter_groups
@@ -148,6 +152,40 @@ def test_batch_norm_is_that_of_all_rows(offset: float) -> None:
             torch.testing.assert_close(own["mean"], reference.running_mean)
             torch.testing.assert_close(own["var"], reference.running_var)
             assert own["count"] == 1
+
+
+def counted(folder: Path) -> tuple[int, str]:
+    """Bad images that a process counts before the others' are known, and what is said then."""
+    rank = collectives.rank()
+    path = folder / f"{rank}.csv"
+    images = BadImages(path, images=100, max_bad=0.02, start_step=0, say=lambda line: None)
+    images.record(0, [BadImage(name, "empty") for name in ("ab", "bc")[rank]])
+    before = images.count
+    with pytest.raises(RunError) as caught:
+        images.exchange()
+    return before, str(caught.value)
+
+
+def test_bad_images_are_those_of_all_processes(tmp_path: Path) -> None:
+    """Each met as many as are allowed; together they are one too many, which all say at once."""
+    for rank, (before, said) in enumerate(run_on(2, counted, tmp_path)):
+        assert before == 2
+        assert said.startswith("3 of 100 images are bad, more than data.max_bad 0.02 allows")
+        assert f"repair those listed in {tmp_path / str(rank)}.csv and by the other proc" in said
+
+
+def neighbours() -> tuple[int, int]:
+    together = collectives.sharing_cores()
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[collectives.rank() % len(cores)]})
+    return together, collectives.sharing_cores()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_processes_on_the_same_cores_share_them_out() -> None:
+    """And SLURM may give each its own."""
+    apart = 1 if len(os.sched_getaffinity(0)) > 1 else 2
+    assert run_on(2, neighbours) == [(2, apart)] * 2
 
 
 def balanced(log_p: Tensor) -> tuple[Tensor, Tensor]:

@@ -158,6 +158,12 @@ def test_a_signal_to_any_rank_stops_all(tmp_path: Path) -> None:
     assert code == 0
     assert "resumed from" in out
     assert latest(tmp_path / "run")["world_size"] == 1
+    # Another global batch is taken if asked for, at the same share of the epochs.
+    larger = ["criterion.global_batch_size=64", "meta.allow_batch_change=true"]
+    code, out, _ = finished(spawned(config, *larger, processes=1))
+    assert code == 0
+    assert "20 of 40 steps done" in out
+    assert (latest(tmp_path / "run")["step"], latest(tmp_path / "run")["epoch"]) == (40, 2)
 
 
 def test_torchrun_and_its_last_words(tmp_path: Path) -> None:

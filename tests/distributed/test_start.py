@@ -1,15 +1,25 @@
 """How processes find each other, and what is said when they do not. Never a lonely run."""
 
+import os
+import re
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from msn.distributed import VARIABLES, World, find_world
-from msn.errors import UserError
-from tests.distributed.commands import end, start, text
-from tests.experiments import write_tiny
+from msn import collectives, lock
+from msn.distributed import VARIABLES, World, find_world, joined
+from msn.errors import PeerLost, RunError, UserError
+from msn.pretrain import pretrain
+from tests.distributed.commands import CONTEXT, end, start, text
+from tests.distributed.processes import run_on
+from tests.experiments import tiny_config, write_tiny
+from tests.test_pretrain import ROOT
 
 WHOLE = dict(zip(VARIABLES, ("1", "4", "1", "node", "29500"), strict=True))
 
@@ -150,3 +160,77 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, port: int) -> None:
     assert [end(process) for process in processes] == [2, 3]
     assert "cannot be written" in text(tmp_path / "0")
     assert "rank 0 cannot go on" in text(tmp_path / "1")
+
+
+def test_another_version_of_the_code_is_refused(tmp_path: Path, port: int) -> None:
+    """A checkout that one machine has pulled and the other has not."""
+    shutil.copytree(ROOT / "src", tmp_path / "pulled")
+    with (tmp_path / "pulled" / "msn" / "schedules.py").open("a") as file:
+        file.write("# newer\n")
+    arguments = command(tmp_path)
+    first = start(arguments, tmp_path / "0", world(0, 2, port))
+    environment = {**os.environ, **world(1, 2, port), "PYTHONPATH": str(tmp_path / "pulled")}
+    other = subprocess.run(
+        [sys.executable, "-m", "msn", *arguments],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (other.returncode, end(first)) == (2, 3)
+    for said in (other.stderr, text(tmp_path / "0")):
+        assert re.search(r"rank 1 of 2 .* differs from rank 0: code: \w{12} -> \w{12}; start", said)
+        assert len(said.strip().splitlines()) == 1
+    assert_nothing_written(tmp_path)
+
+
+def meet(rank: int, port: int, ahead: float, output: Path) -> None:
+    """Join a run of two with a clock that is so many seconds ahead, and write what comes of it."""
+    place = World(rank, 2, rank, "127.0.0.1", port, serves=rank == 0)
+    try:
+        with joined(
+            place,
+            torch.device("cpu"),
+            identity={},
+            timeout=20,
+            clock=lambda: time.time() + ahead,
+        ):
+            output.write_text("met")
+    except (UserError, RunError) as error:
+        output.write_text(f"{type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("ahead", [-300.0, 45.0])
+def test_a_clock_that_is_off_is_refused(tmp_path: Path, port: int, ahead: float) -> None:
+    clocks = (0.0, ahead)
+    outputs = [tmp_path / str(rank) for rank in range(2)]
+    processes = [
+        CONTEXT.Process(target=meet, args=(rank, port, clocks[rank], outputs[rank]))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    assert [end(process) for process in processes] == [0, 0]
+    first, second = (path.read_text() for path in outputs)
+    if ahead == 45:
+        assert (first, second) == ("met", "met")
+    else:
+        assert re.fullmatch(r"UserError: rank 1 .*: the clock is -300 s off rank 0's; .*", second)
+        assert first == f"PeerLost: {World(0, 2)} stops: {second.removeprefix('UserError: ')}"
+
+
+def train_at_home(folder: Path) -> str:
+    """A run in a relative folder, with a home of each process's own."""
+    home = folder / str(collectives.rank())
+    home.mkdir()
+    os.chdir(home)
+    lock.SHARED_WITHIN = 1.0
+    try:
+        pretrain(tiny_config(Path("run")), torch.device("cpu"))
+    except (UserError, PeerLost) as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+def test_a_folder_of_each_machine_is_refused(tmp_path: Path) -> None:
+    first, second = run_on(2, train_at_home, tmp_path)
+    assert "UserError: logging.folder run: is not shared between the machines" in second
+    assert first == f"PeerLost: rank 1 cannot go on: {second.removeprefix('UserError: ')}"
+    assert not list(tmp_path.glob("*/run/*"))
