@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from msn import collectives
 from msn.bad_images import BadImages
 from msn.build import build_parts
+from msn.config import load_config
 from msn.data.image import BadImage
 from msn.data.loader import training_batches
 from msn.errors import RunError
@@ -21,6 +22,7 @@ from msn.optim import build_optimizer, parameter_groups
 from msn.pretrain import batches, train_step
 from tests.distributed.processes import run_on
 from tests.experiments import tiny_config
+from tests.test_pretrain import ROOT
 
 STEPS = 5
 
@@ -77,6 +79,28 @@ def test_the_same_global_batch_on_1_2_and_4_processes(
         for own in together[1:]:  # and to the last bit with one another
             for name, value in together[0]["weights"].items():
                 assert torch.equal(own["weights"][name], value), name
+
+
+def quickstart_losses(steps: int) -> Tensor:
+    """Losses of the quickstart as it is, but in float64."""
+    config = load_config(ROOT / "configs/quickstart.yaml", ["logging.folder=unused"])
+    parts = build_parts(config, torch.device("cpu"))
+    parts.model.double()
+    optimizer = build_optimizer(parameter_groups(parts.model.anchor, parts.model.prototypes))
+    parts = replace(parts, optimizer=optimizer).replicated()
+    losses = []
+    for step, batch in zip(range(steps), batches(config, parts, 0), strict=False):
+        views = batch.views.normalised(parts.mean.double(), parts.std.double())
+        losses.append(train_step(parts, views, step).loss)
+    return torch.stack(losses)
+
+
+def test_the_quickstart_is_the_same_on_two_processes() -> None:
+    """Over the end of its first epoch, of 20 steps, too."""
+    (alone,) = run_on(1, quickstart_losses, 24)
+    assert alone.dtype == torch.float64
+    for together in run_on(2, quickstart_losses, 24):
+        torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
 
 
 def has_null_gradient(name: str) -> bool:
