@@ -225,9 +225,14 @@ def frozen(
     devices: Sequence[torch.device | str] = ("cpu",),
     bf16: bool = False,
     image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     vit: VisionTransformer | None = None,
 ) -> FrozenEncoder:
-    """A frozen encoder of weights that were read; `vit` takes their place where given."""
+    """A frozen encoder of weights that were read; `vit` takes their place where given.
+
+    Size and normalisation are those that are given, else the training's, else ImageNet's.
+    """
     data: dict[str, Any] = found.config.get("data") or {}
     channels = found.architecture.in_chans
     vit = vit or found.encoder()
@@ -235,8 +240,8 @@ def frozen(
     return FrozenEncoder(
         vit,
         image_size=image_size or data.get("rand_size") or found.architecture.image_size,
-        mean=found.mean or data.get("mean") or usual.mean,
-        std=found.std or data.get("std") or usual.std,
+        mean=mean or found.mean or data.get("mean") or usual.mean,
+        std=std or found.std or data.get("std") or usual.std,
         digest=digest(vit.state_dict()),
         devices=devices,
         bf16=bf16,

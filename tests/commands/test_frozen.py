@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from msn.cli import main
+from msn.frozen import frozen, load_encoder
 from msn.models.encoder import ENCODERS, build_encoder
+from msn.pretrained import read_pretrained
 from tests.commands.imagenet import CLASSES, TRAIN, VAL, make_tree
 from tests.experiments import tiny_config
 from tests.test_pretrained import official_file
@@ -196,6 +199,22 @@ def test_features(place: Path, suffix: str) -> None:
         assert found["features"].shape == (TRAIN * len(CLASSES), 3 * 64)
         assert found["labels"].tolist() == [c for c in range(len(CLASSES)) for _ in range(TRAIN)]
     assert (place / f"f.{suffix}.cache").is_dir()
+
+
+def test_the_normalisation_can_be_another(place: Path) -> None:
+    """That of the config or the command line; the cache keeps the two apart."""
+    command = f"features --weights PLACE/w.pth.tar --out PLACE/f.npz --cache PLACE/kept {IMAGES}"
+    found = []
+    for change in ("", " data.mean=[0,0,0] data.std=[1,1,1]", ""):
+        assert run(command + change, place) == 0
+        found.append(np.load(place / "f.npz")["features"])
+    assert np.array_equal(found[0], found[2])
+    encoder = load_encoder(place / "w.pth.tar")
+    plain = frozen(read_pretrained(place / "w.pth.tar"), mean=(0, 0, 0), std=(1, 1, 1))
+    images = [Path(name) for name in sorted((place / "images" / "val").rglob("*.JPEG"))]
+    pixels = [np.array(PIL.Image.open(image).convert("RGB")) for image in images]
+    for features, by_hand in zip(found, (encoder, plain), strict=False):
+        assert np.allclose(features, by_hand.features(pixels).numpy(), atol=1e-4)
 
 
 def test_subsets_that_were_drawn_can_be_evaluated(place: Path, capsys: Any) -> None:

@@ -97,6 +97,8 @@ def _untrained(bench: Bench, seed: int) -> Bench:
         devices=bench.encoder.devices,
         bf16=bench.encoder.bf16,
         image_size=bench.encoder.image_size,
+        mean=bench.encoder.mean,
+        std=bench.encoder.std,
         vit=vit,
     )
     return bench._replace(encoder=encoder)

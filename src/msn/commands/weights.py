@@ -155,6 +155,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
         options.weights, encoder=options.encoder, model_name=options.model_name
     )
     default: dict[str, Any] = pretrained.config.get("data") or {}
+    images = load_images(options.fname, options.overrides, default)
     return Bench(
         pretrained,
         frozen(
@@ -162,8 +163,10 @@ def open_bench(options: argparse.Namespace) -> Bench:
             devices=devices,
             bf16=use_bf16(options.precision, devices[0]),
             image_size=options.image_size,
+            mean=images.mean,
+            std=images.std,
         ),
-        load_images(options.fname, options.overrides, default),
+        images,
         options.batch_size,
         options.cache,
     )
