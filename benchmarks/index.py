@@ -80,8 +80,8 @@ def measure_index(files: int, samples: int) -> IndexTimes:
             original = Path(scratch, f"{file // LINKS}.jpg")
             if file % LINKS == 0:
                 original.write_bytes(photos[file // LINKS % len(photos)])
-            folder = f"n{file % FOLDERS:08}"
-            os.link(original, root / folder / f"{folder}_{file:07}.JPEG")
+            wnid = f"n{file % FOLDERS:08}"
+            os.link(original, root / wnid / f"{wnid}_{file:07}.JPEG")
         time.sleep(3)  # what has just changed would not be kept
         _, first, _ = _start(root, scratch, samples=0)
         found, second, memory = _start(root, scratch, samples=samples)
