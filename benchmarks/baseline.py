@@ -147,13 +147,20 @@ def sinkhorn(p: Tensor, iterations: int) -> Tensor:
 class Baseline:
     """Anchor and target network, prototypes and optimiser; `step` trains on one batch."""
 
-    def __init__(self, settings: Settings, *, lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        lr: float,
+        weight_decay: float,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.settings = settings
-        self.anchor = Network(settings)
+        self.anchor = Network(settings).to(device)
         self.target = copy.deepcopy(self.anchor)
         bound = 1 / math.sqrt(settings.head_out)
         initial = torch.empty(settings.prototypes, settings.head_out).uniform_(-bound, bound)
-        self.prototypes = nn.Parameter(initial)
+        self.prototypes = nn.Parameter(initial.to(device))
         matrices = [p for p in self.anchor.parameters() if p.ndim > 1]
         vectors = [p for p in self.anchor.parameters() if p.ndim == 1]
         self.optimizer = torch.optim.AdamW(
@@ -207,5 +214,8 @@ class Baseline:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float."""
-        mean, std = torch.tensor(self.settings.mean), torch.tensor(self.settings.std)
+        mean, std = (
+            torch.tensor(values, device=images.device)
+            for values in (self.settings.mean, self.settings.std)
+        )
         return ((images / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -27,8 +27,8 @@ import PIL.ImageFilter
 import torch
 import torchvision.transforms as T
 from lightly.transforms.msn_transform import MSNTransform
+from measure import cpu_name
 from sklearn.datasets import load_sample_images
-from train_step import cpu_name
 
 from msn import keyed
 from msn.data.batch import allocate

@@ -1,147 +1,174 @@
-"""How much faster a training step is than a plain fp32 eager one (`baseline.py`).
+"""A training step against a plain fp32 eager one (`baseline.py`) and against lightly's MSN.
 
     python benchmarks/train_step.py                 ViT-S/16, 16 images, 1 random + 10 focal views
-    python benchmarks/train_step.py --require 2.0   fails below twice as fast
+    python benchmarks/train_step.py --require 2.0   fails below twice as fast as the baseline
+    python benchmarks/train_step.py --device cuda --model vitb16 --images 64 --compile
 
-Both start from the same weights and the same uint8 views, and must first agree on the loss in
-fp32. Then they take turns, so that whatever else the machine does falls on both.
+Ours and the baseline start from the same weights and must first agree on the loss in fp32; all get
+the same uint8 views and keep the same patches. Then they take turns, so that whatever else the
+machine does falls on each. Peak memory is taken in a process of its own for each.
 """
 
 import argparse
-import platform
+import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from baseline import Baseline, Settings
+from measure import (
+    PeakMemory,
+    in_fresh_process,
+    machine,
+    matmul_flops,
+    take_turns,
+    wait_for,
+    write_results,
+)
+from subjects import MODELS, NAMES, fp32_losses, random_views, recipe, same_start, step_of
 
-from msn.build import Parts, build_parts, share_out
-from msn.config import Config, load_config
-from msn.data.batch import Views
-from msn.pretrain import train_step
+from msn.build import build_anchor, build_parts
+from msn.config import Config
+from msn.plan import flops_per_image
 
-RECIPE = Path(__file__).parents[1] / "configs/pretrain/msn_vits16.yaml"
 LOSS_TOLERANCE = 1e-4
 
 
-def recipe(images: int) -> Config:
-    """The published recipe; random pixels stand for its images, so the data set is any."""
-    return load_config(
-        RECIPE, [f"criterion.batch_size={images}", "data.source=digits", "data.channels=3"]
-    )
-
-
-def random_views(config: Config) -> Views:
-    """One batch of uint8 noise, of the sizes and numbers of the config."""
-    data, images = config.data, share_out(config, 1).own
-    generator = torch.Generator().manual_seed(0)
-
-    def pixels(*views: int, size: int) -> torch.Tensor:
-        shape = (*views, images, size, size, 3)
-        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-
-    return Views(
-        pixels(size=data.rand_size),
-        pixels(data.rand_views, size=data.rand_size),
-        pixels(data.focal_views, size=data.focal_size),
-    )
-
-
-def same_start(parts: Parts) -> Baseline:
-    """A baseline with the weights of `parts`."""
-    settings = Settings(mean=tuple(parts.mean.tolist()), std=tuple(parts.std.tolist()))
-    schedules = parts.schedules
-    baseline = Baseline(
-        settings, lr=schedules.learning_rate(1), weight_decay=schedules.weight_decay(1)
-    )
-    baseline.anchor.load_state_dict(parts.model.anchor.state_dict())
-    baseline.target.load_state_dict(parts.model.target.state_dict())
-    with torch.no_grad():
-        baseline.prototypes.copy_(parts.model.prototypes)
-    return baseline
-
-
-def kept_patches(parts: Parts, views: Views, step: int) -> torch.Tensor:
-    """The patches that our model keeps at a step, for the baseline to keep the same."""
-    channels_first = Views(*(kind.movedim(-1, -3) for kind in views[:3]))
-    (keep,) = parts.model.draw_keep(channels_first, step)
-    assert keep is not None
-    return keep
-
-
-@torch.no_grad()
-def fp32_losses(parts: Parts, baseline: Baseline, views: Views) -> tuple[float, float]:
-    """The loss of the baseline and ours, on the same weights, views and patches."""
-    ours = parts.model(views.normalised(parts.mean, parts.std), step=0).total
-    return baseline.loss(*views[:3], kept_patches(parts, views, 0)).item(), ours.item()
-
-
-def take_turns(steps: Sequence[Callable[[int], object]], rounds: int) -> list[list[float]]:
-    """Seconds that each of `steps` takes, for every round but the first, which is a warm-up."""
-    times = []
-    for number in range(rounds + 1):
-        row = []
-        for step in steps:
-            start = time.perf_counter()
-            step(number)
-            row.append(time.perf_counter() - start)
-        name = f"round {number}" if number else "warm-up"
-        print(f"{name}: {row[0]:.2f} s, {row[1]:.2f} s", flush=True)
-        times.append(row)
-    return times[1:]
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(": ", 1)[1] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="A training step against a plain fp32 eager one.")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each (default 5)")
-    parser.add_argument("--images", type=int, default=16, help="images in a batch (default 16)")
-    parser.add_argument("--require", type=float, help="fail when the ratio is below this")
-    options = parser.parse_args()
-
-    config = recipe(options.images)
-    parts = build_parts(config, torch.device("cpu"))
-    baseline, views = same_start(parts), random_views(config)
-
-    losses = fp32_losses(parts, baseline, views)
-    print(f"loss in fp32: {losses[0]:.6f} baseline, {losses[1]:.6f} ours")
-    if not abs(losses[0] - losses[1]) <= LOSS_TOLERANCE:
-        print(f"error: the two do not compute the same (tolerance {LOSS_TOLERANCE:g})")
+    options = parse()
+    if options.memory_of:
+        print(json.dumps(peak_memory(options.memory_of, options)))
+        return 0
+    config, device = config_of(options), torch.device(options.device)
+    parts, views = build_parts(config, device), random_views(config, device)
+    agreed = losses_agree(config, options)
+    if not agreed:
         return 1
-
-    def baseline_step(step: int) -> None:
-        keep = kept_patches(parts, views, step)
-        baseline.step(*views[:3], keep, parts.schedules.momentum(step))
-
-    def our_step(step: int) -> None:
-        train_step(parts, views.normalised(parts.mean, parts.std), step)
-
-    times = take_turns([baseline_step, our_step], options.rounds)
-    ratio = statistics.median(theirs / ours for theirs, ours in times)
-    theirs, ours = (statistics.median(column) for column in zip(*times, strict=True))
+    steps = {name: step_of(name, parts, config, views) for name in options.subjects}
+    if options.compile:
+        start = time.perf_counter()
+        steps["ours"](0)
+        wait_for(device)
+        print(f"first step, compiling: {time.perf_counter() - start:.1f} s")
+    times = take_turns(steps, options.rounds, device, warm_up=options.warm_up)
+    memory = {name: in_fresh_process(memory_arguments(name)) for name in options.subjects}
+    rows = table(config, times, memory, options)
+    peak = matmul_flops(device)
     data, precision = config.data, "bf16" if parts.bf16 else "fp32"
-    print(
-        f"\n{config.meta.model_name}, {options.images} images, {data.rand_views} random +"
-        f" {data.focal_views} focal views; median of {options.rounds} rounds"
-        f"\n{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
-        f"\n{'':24}s / step"
-        f"\n{'baseline (fp32, plain)':24}{theirs:8.2f}"
-        f"\n{f'ours ({precision})':24}{ours:8.2f}"
-        f"\n{'ratio':24}{ratio:8.2f}"
+    title = (
+        f"{config.meta.model_name}, {options.images} images, {data.rand_views} random +"
+        f" {data.focal_views} focal views, patch_drop {data.patch_drop:g}; ours in {precision}"
+        + (", compiled" if options.compile else "")
     )
+    print(
+        f"\n{title}; median of {options.rounds} rounds\n{machine(device)}; bf16 matrix product of"
+    )
+    print(f"2048 or 8192 rows: {peak / 1e12:.3f} TFLOP/s; a share of the peak is a share of that\n")
+    for row in rows.values():
+        row["share of peak"] = row["TFLOP/s"] / (peak / 1e12)
+    show(rows)
+    if options.out:
+        what = {"title": title, "machine": machine(device), "rows": rows, "command": sys.argv[1:]}
+        name = f"train_step {options.device} {options.model}" + " compiled" * options.compile
+        write_results(options.out, name, what)
+    ratio = rows["ours"].get("time ratio", float("inf"))
     if options.require and ratio < options.require:
         print(f"error: the ratio {ratio:.2f} is below {options.require:g}")
         return 1
     return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A training step, side by side.")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--model", choices=MODELS, default="vits16", help="default vits16")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each (default 5)")
+    parser.add_argument("--warm-up", type=int, default=1, help="steps before that (default 1)")
+    parser.add_argument("--images", type=int, default=16, help="images in a batch (default 16)")
+    parser.add_argument(
+        "--subjects", nargs="+", choices=NAMES, default=NAMES, help="what to compare (default all)"
+    )
+    parser.add_argument("--compile", action="store_true", help="ours with meta.compile")
+    parser.add_argument("--require", type=float, help="fail when the ratio is below this")
+    parser.add_argument("--out", type=Path, help="JSON file to put the results into")
+    parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def config_of(options: argparse.Namespace, *changes: str) -> Config:
+    if options.compile:
+        changes = ("meta.compile=true", *changes)
+    return recipe(options.model, options.images, *changes)
+
+
+def losses_agree(config: Config, options: argparse.Namespace) -> bool:
+    """Whether ours and the baseline compute the same, in fp32, on two images."""
+    config = recipe(options.model, 2, "meta.precision=fp32")
+    parts = build_parts(config, torch.device("cpu"))
+    views = random_views(config, parts.device)
+    losses = fp32_losses(parts, same_start(parts, config), views)
+    print(f"loss in fp32: {losses[0]:.6f} baseline, {losses[1]:.6f} ours")
+    agree = abs(losses[0] - losses[1]) <= LOSS_TOLERANCE
+    if not agree:
+        print(f"error: the two do not compute the same (tolerance {LOSS_TOLERANCE:g})")
+    return agree
+
+
+def peak_memory(name: str, options: argparse.Namespace) -> int:
+    """Bytes of two steps, the first of which allocates the optimiser's state."""
+    config, device = config_of(options), torch.device(options.device)
+    parts, views = build_parts(config, device), random_views(config, device)
+    step = step_of(name, parts, config, views)
+    memory = PeakMemory(device)
+    for number in range(2):
+        step(number)
+    wait_for(device)
+    return memory.read()
+
+
+def memory_arguments(name: str) -> list[str]:
+    return [*sys.argv[1:], "--memory-of", name]
+
+
+def table(
+    config: Config,
+    times: dict[str, list[float]],
+    memory: dict[str, int],
+    options: argparse.Namespace,
+) -> dict[str, dict[str, float]]:
+    """A row for each subject; ratios are medians over the rounds, against the baseline."""
+    with torch.device("meta"):
+        flops = flops_per_image(config, build_anchor(config, 3)) * options.images
+    rows = {}
+    for name, own in times.items():
+        median = statistics.median(own)
+        row = {
+            "s / step": median,
+            "images/s": options.images / median,
+            "TFLOP/s": flops / median / 1e12,
+            "peak MiB": memory[name] / 2**20,
+        }
+        for other in ("baseline", "lightly"):
+            if other in times:
+                key = "time ratio" if other == "baseline" else "to lightly"
+                pairs = zip(times[other], own, strict=True)
+                row[key] = statistics.median(theirs / mine for theirs, mine in pairs)
+        if "baseline" in memory:
+            row["memory ratio"] = memory[name] / memory["baseline"]
+        rows[name] = row
+    return rows
+
+
+def show(rows: dict[str, dict[str, float]]) -> None:
+    columns = list(rows["ours"] if "ours" in rows else next(iter(rows.values())))
+    print(f"{'':10}" + "".join(f"{column:>15}" for column in columns))
+    for name, row in rows.items():
+        cells = (
+            f"{row[column]:15.1f}" if row[column] >= 100 else f"{row[column]:15.3f}"
+            for column in columns
+        )
+        print(f"{name:10}" + "".join(cells))
 
 
 if __name__ == "__main__":

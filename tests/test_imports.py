@@ -44,7 +44,7 @@ FLOORS = {
     " msn.sections.logging msn.sections.meta msn.sections.optimization"
     " msn.data.image msn.data.normalisation"
     " msn.data.mapped msn.data.draws msn.distributed msn.errors msn.files msn.keyed"
-    " msn.losses msn.models.masking msn.schedules msn.models.batch_norm"
+    " msn.losses msn.models.block msn.models.masking msn.schedules msn.models.batch_norm"
     " msn.collectives msn.identity msn.signals msn.sharding",
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

@@ -147,10 +147,9 @@ def activation_bytes(anchor: VisionTransformer, tokens: int, *, bf16: bool) -> f
     """Estimate of what the blocks keep for the backward pass, for a number of tokens.
 
     Of each token a block keeps two residuals in fp32 and, in the precision of the matrix products,
-    two norms, query, key, value, the attention's output and the MLP before and after its GELU;
-    fused attention keeps no weights.
+    query, key, value, the attention's output and the MLP before its GELU (`msn.models.block`).
     """
     block = anchor.blocks[0]
     mlp_ratio = block.mlp.fc1.out_features / anchor.embed_dim
-    per_token = 2 * 4 + (6 + 2 * mlp_ratio) * (2 if bf16 else 4)
+    per_token = 2 * 4 + (4 + mlp_ratio) * (2 if bf16 else 4)
     return tokens * len(anchor.blocks) * anchor.embed_dim * per_token

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from msn.models.block import Block
 from msn.models.masking import select
 
 CONV_STEM_STRIDE = 16
@@ -195,7 +195,7 @@ class VisionTransformer(nn.Module):
         for block in self.blocks[:-1]:
             tokens = block(tokens)
             outputs.append(tokens[:, 0])
-        outputs.append(_class_token_only(self.blocks[-1], tokens))
+        outputs.append(self.blocks[-1](tokens, class_token_only=True))
         return torch.cat(list(outputs), dim=-1)
 
     def last_features(
@@ -281,26 +281,7 @@ class VisionTransformer(nn.Module):
         recompute = self._recompute and torch.is_grad_enabled()
         for block in self.blocks[:-1]:
             tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
-        return _class_token_only(self.blocks[-1], tokens)
-
-
-def _class_token_only(block: Block, tokens: Tensor) -> Tensor:
-    """`block(tokens)[:, 0]` without what only the other tokens need: (B, N, D) -> (B, D).
-
-    All tokens give keys and values, the class token alone asks.
-    """
-    attention = block.attn
-    width = tokens.shape[-1]
-    normed = block.norm1(tokens)
-    weights = attention.qkv.weight.split([width, 2 * width])
-    biases = attention.qkv.bias.split([width, 2 * width])
-    query = F.linear(normed[:, 0], weights[0], biases[0])
-    query = query.unflatten(-1, (attention.num_heads, 1, -1)) * attention.scale
-    both = F.linear(normed, weights[1], biases[1]).unflatten(-1, (2, attention.num_heads, -1))
-    key, value = both.permute(2, 0, 3, 1, 4)
-    mixed = (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
-    token = tokens[:, 0] + block.drop_path1(block.ls1(attention.proj(mixed.flatten(1))))
-    return token + block.drop_path2(block.ls2(block.mlp(block.norm2(token))))
+        return self.blocks[-1](tokens, class_token_only=True)
 
 
 def build_encoder(

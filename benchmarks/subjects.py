@@ -1,0 +1,115 @@
+"""What the benchmarks compare: one training step of ours, of the plain baseline, of lightly's.
+
+All take the same uint8 views and keep the same patches.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from baseline import Baseline, Settings
+from measure import Step
+
+from msn.build import Parts, share_out
+from msn.config import Config, load_config
+from msn.data.batch import Views
+from msn.models.encoder import ENCODERS
+from msn.pretrain import train_step
+
+CONFIGS = Path(__file__).parents[1] / "configs/pretrain"
+MODELS = {  # the recipes, with the masks of the paper
+    "vits16": "msn_vits16.yaml",
+    "vitb16": "msn_vitb16.yaml",
+    "vitl16": "msn_vitl16.yaml",
+    "vitb8": "msn_vitb8.yaml",
+}
+NAMES = ("baseline", "lightly", "ours")
+
+
+def recipe(model: str, images: int, *changes: str) -> Config:
+    """A published recipe; random pixels stand for its images, so the data set is any."""
+    settings = [f"criterion.batch_size={images}", "data.source=digits", "data.channels=3"]
+    return load_config(CONFIGS / MODELS[model], [*settings, *changes])
+
+
+def random_views(config: Config, device: torch.device) -> Views:
+    """One batch of uint8 noise, of the sizes and numbers of the config."""
+    data, images = config.data, share_out(config, 1).own
+    generator = torch.Generator().manual_seed(0)
+
+    def pixels(*views: int, size: int) -> torch.Tensor:
+        shape = (*views, images, size, size, 3)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
+
+    return Views(
+        pixels(size=data.rand_size),
+        pixels(data.rand_views, size=data.rand_size),
+        pixels(data.focal_views, size=data.focal_size),
+    )
+
+
+def settings_of(parts: Parts, config: Config) -> Settings:
+    """The sizes and statistics of a run for those that do not read configs."""
+    assert config.meta.model_name
+    size = ENCODERS[config.meta.model_name]
+    assert size.patch_size
+    return Settings(
+        image_size=config.data.rand_size,
+        patch_size=size.patch_size,
+        width=size.embed_dim,
+        depth=size.depth,
+        heads=size.num_heads,
+        mean=tuple(parts.mean.tolist()),
+        std=tuple(parts.std.tolist()),
+    )
+
+
+def kept_patches(parts: Parts, views: Views, step: int) -> torch.Tensor:
+    """The patches that our model keeps at a step, for the others to keep the same."""
+    channels_first = Views(*(kind.movedim(-1, -3) for kind in views[:3]))
+    (keep,) = parts.model.draw_keep(channels_first, step)
+    assert keep is not None
+    return keep
+
+
+def same_start(parts: Parts, config: Config) -> Baseline:
+    """A baseline with the weights of `parts`."""
+    schedules = parts.schedules
+    baseline = Baseline(
+        settings_of(parts, config),
+        lr=schedules.learning_rate(1),
+        weight_decay=schedules.weight_decay(1),
+        device=parts.device,
+    )
+    baseline.anchor.load_state_dict(parts.model.anchor.state_dict())
+    baseline.target.load_state_dict(parts.model.target.state_dict())
+    with torch.no_grad():
+        baseline.prototypes.copy_(parts.model.prototypes)
+    return baseline
+
+
+@torch.no_grad()
+def fp32_losses(parts: Parts, baseline: Baseline, views: Views) -> tuple[float, float]:
+    """The loss of the baseline and ours, on the same weights, views and patches."""
+    ours = parts.model(views.normalised(parts.mean, parts.std), step=0).total
+    return baseline.loss(*views[:3], kept_patches(parts, views, 0)).item(), ours.item()
+
+
+def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
+    """The training step of one of `NAMES`. `parts` are trained by ours, else asked for patches."""
+    if name == "ours":
+        return lambda step: train_step(parts, views.normalised(parts.mean, parts.std), step)
+    other = same_start(parts, config) if name == "baseline" else _lightly(parts, config)
+    momentum = parts.schedules.momentum
+    return lambda step: other.step(*views[:3], kept_patches(parts, views, step), momentum(step))
+
+
+def _lightly(parts: Parts, config: Config) -> Any:
+    from lightly_msn import LightlyMSN
+
+    return LightlyMSN(
+        settings_of(parts, config),
+        lr=parts.schedules.learning_rate(1),
+        weight_decay=parts.schedules.weight_decay(1),
+        device=parts.device,
+    )

@@ -1,0 +1,187 @@
+"""A transformer block that keeps little for the backward pass, and what that rests on.
+
+timm's block with the same parameters, names and arithmetic. Of what lies between two matrix
+products, the input is kept and the rest computed again in the backward pass: a normalisation, a
+GELU, and, where attention is not fused, its weights. That costs a few percent of the time and saves
+more than half of the memory. torch.compile makes that choice itself, so it sees the plain block.
+"""
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Block(TimmBlock):
+    """timm's block: tokens (B, N, D) -> (B, N, D)."""
+
+    def forward(self, x: Tensor, *, class_token_only: bool = False) -> Tensor:
+        """All tokens, or the class token alone, (B, D), without what only the others need."""
+        if class_token_only:
+            return self._class_token(x)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return super().forward(x)
+        attention, mlp = self.attn, self.mlp
+        qkv = norm_linear(x, self.norm1, attention.qkv)
+        if attention.fused_attn:
+            mixed = attention.proj(fused_attention(qkv, attention.num_heads))
+        else:
+            mixed = attention_linear(qkv, attention.num_heads, attention.proj)
+        x = x + self.drop_path1(self.ls1(mixed))
+        hidden = norm_linear(x, self.norm2, mlp.fc1)
+        return x + self.drop_path2(self.ls2(gelu_linear(hidden, mlp.fc2)))
+
+    def _class_token(self, x: Tensor) -> Tensor:
+        """All tokens give keys and values, the class token alone asks."""
+        attention, width = self.attn, x.shape[-1]
+        normed = self.norm1(x)
+        weights = attention.qkv.weight.split([width, 2 * width])
+        biases = attention.qkv.bias.split([width, 2 * width])
+        query = F.linear(normed[:, 0], weights[0], biases[0])
+        query = query.unflatten(-1, (attention.num_heads, 1, -1)) * attention.scale
+        both = F.linear(normed, weights[1], biases[1]).unflatten(-1, (2, attention.num_heads, -1))
+        key, value = both.permute(2, 0, 3, 1, 4)
+        mixed = (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+        token = x[:, 0] + self.drop_path1(self.ls1(attention.proj(mixed.flatten(1))))
+        return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+    """`linear(norm(x))`, (..., D) -> (..., out), that keeps x but not norm(x)."""
+    dtype = _product_dtype(linear.weight)
+    return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias, dtype)
+
+
+def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """`linear(gelu(x))`, (..., D) -> (..., out), that keeps x but not gelu(x)."""
+    dtype = _product_dtype(linear.weight)
+    return _GeluLinear.apply(x, linear.weight, linear.bias, dtype)
+
+
+def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
+    """`linear` of the self-attention of queries, keys and values: (B, N, 3 * D) -> (B, N, out).
+
+    By matrix products, of which nothing is kept but `qkv`. `heads` divide D.
+    """
+    dtype = _product_dtype(linear.weight)
+    return _AttentionLinear.apply(qkv, heads, linear.weight, linear.bias, dtype)
+
+
+def fused_attention(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention of (B, N, 3 * D) -> (B, N, D) by PyTorch's kernel, which keeps no weights."""
+    query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        normed, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
+        ctx.eps, ctx.dtype = eps, dtype
+        ctx.save_for_backward(x, mean, deviation, scale, shift, weight)
+        return F.linear(normed.to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        x, mean, deviation, scale, shift, weight = ctx.saved_tensors
+        normed = F.layer_norm(x, x.shape[-1:], scale, shift, ctx.eps).to(ctx.dtype)
+        grad_weight, grad_bias = _linear_gradients(grad, normed)
+        del normed
+        grad_x, grad_scale, grad_shift = torch.ops.aten.native_layer_norm_backward(
+            (grad @ weight.to(ctx.dtype)).to(x.dtype),
+            x, x.shape[-1:], mean, deviation, scale, shift, [True, True, True],
+        )  # fmt: skip
+        return grad_x, grad_scale, grad_shift, None, grad_weight, grad_bias, None
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        grad_weight, grad_bias = _linear_gradients(grad, F.gelu(x))
+        grad_x = torch.ops.aten.gelu_backward(grad @ weight.to(x.dtype), x)
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _AttentionLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, heads: int, weight: Tensor, bias: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.heads = heads
+        ctx.save_for_backward(qkv, weight)
+        query, key, value = _by_head(qkv, heads)
+        mixed = _attention_weights(query, key) @ value
+        return F.linear(_by_token(mixed, heads), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        (qkv, weight), heads = ctx.saved_tensors, ctx.heads
+        query, key, value = _by_head(qkv, heads)
+        weights = _attention_weights(query, key)
+        grad_weight, grad_bias = _linear_gradients(grad, _by_token(weights @ value, heads))
+        grad = grad @ weight.to(qkv.dtype)
+        grad = grad.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+        grads = torch.empty(3, *query.shape, dtype=qkv.dtype, device=qkv.device)
+        torch.bmm(weights.mT, grad, out=grads[2])
+        scores = torch.ops.aten._softmax_backward_data(grad @ value.mT, weights, -1, qkv.dtype)
+        torch.bmm(scores, key, out=grads[0]).mul_(query.shape[-1] ** -0.5)
+        torch.bmm(scores.mT, query, out=grads[1])
+        grad_qkv = grads.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).flatten(2)
+        return grad_qkv, None, grad_weight, grad_bias, None
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """In what a matrix product is computed: autocast's type, if it is on and the weight is fp32."""
+    kind = weight.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return (
+        torch.get_autocast_dtype(kind)
+        if autocast and weight.dtype == torch.float32
+        else weight.dtype
+    )
+
+
+def _linear_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias, from those of the output and from the input."""
+    rows = grad.flatten(0, -2)
+    return rows.mT @ x.flatten(0, -2), rows.sum(0)
+
+
+def _by_head(qkv: Tensor, heads: int) -> Tensor:
+    """(B, N, 3 * D) to query, scaled, key and value of each head: (3, B * heads, N, D / heads)."""
+    parts = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+    parts = parts.contiguous()
+    parts[0] *= parts.shape[-1] ** -0.5
+    return parts
+
+
+def _by_token(mixed: Tensor, heads: int) -> Tensor:
+    """(B * heads, N, D / heads) -> (B, N, D)."""
+    return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+def _attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    return torch.ops.aten._softmax(query @ key.mT, -1, False)  # in bf16 under autocast, too
