@@ -6,6 +6,7 @@ lightly's example the loss gets `prototypes.data`, so the prototypes never learn
 """
 
 import copy
+from typing import Any
 
 import torch
 from baseline import Settings
@@ -77,6 +78,8 @@ class LightlyMSN:
     def _features(
         self, network: nn.ModuleList, images: Tensor, keep: Tensor | None = None
     ) -> Tensor:
+        backbone: Any
+        head: Any
         backbone, head = network
         if keep is not None:  # lightly counts the class token, and wants indices for each image
             class_token = torch.zeros(1, dtype=keep.dtype, device=keep.device)

@@ -23,7 +23,8 @@ FLOORS = {
     " msn.commands.weights",
     3: "msn.interop.pretraining"
     " msn.launch msn.prior msn.resuming msn.saving"
-    " msn.build msn.contact_sheet msn.plan msn.pretrain msn.probe msn.report msn.evaluation.knn"
+    " msn.build msn.contact_sheet msn.plan msn.pretrain msn.profiling msn.probe msn.report"
+    " msn.evaluation.knn"
     " msn.evaluation.lowshot msn.evaluation.accuracy msn.evaluation.job"
     " msn.evaluation.supervised msn.evaluation.linear msn.evaluation.finetune"
     " msn.evaluation.logistic msn.evaluation.curve",
@@ -125,6 +126,8 @@ SIBLINGS = {
     ("msn.plan", "msn.build"): "the parts that a run would have",
     ("msn.pretrain", "msn.build"): "the parts that the loop drives",
     ("msn.pretrain", "msn.probe"): "looked at while training",
+    ("msn.profiling", "msn.build"): "the parts of the step",
+    ("msn.profiling", "msn.pretrain"): "the step",
     ("msn.probe", "msn.build"): "the untrained encoder to compare with",
     ("msn.probe", "msn.evaluation.knn"): "the probe is a k-NN",
     ("msn.probe", "msn.report"): "the probe's last word",

@@ -46,6 +46,11 @@ def epoch_path(folder: Path, tag: str, epochs: int) -> Path:
     return folder / f"{tag}-ep{epochs}.pth.tar"
 
 
+def trace_path(folder: Path, tag: str) -> Path:
+    """The Chrome trace of `--profile`."""
+    return folder / f"{tag}-trace.json"
+
+
 def step_path(folder: Path, tag: str, step: int) -> Path:
     """A save of before the latest one, after a number of finished steps."""
     return folder / f"{tag}-step{step}.pth.tar"

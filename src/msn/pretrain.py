@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from msn import checkpoint, collectives
 from msn.bad_images import BadImages, bad_images_path
@@ -60,12 +61,16 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
         learning_rate=schedules.learning_rate(step + 1),
         weight_decay=schedules.weight_decay(step + 1),
     )
-    output.total.backward()
+    with record_function("backward"):
+        output.total.backward()
     limit = parts.clip_grad if parts.clip_grad is not None else torch.inf
-    grad_norm = full(torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit))
+    with record_function("gradient norm"):
+        grad_norm = full(torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit))
     loss = collectives.mean(output.total.detach())
-    step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
-    model.after_step(step)
+    with record_function("optimiser"):
+        step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
+    with record_function("moving average"):
+        model.after_step(step)
     return StepResult(output, loss, grad_norm)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from msn import collectives, health
@@ -112,11 +113,13 @@ class MSN(nn.Module):
         """
         parts = views.micro_batches(self.accumulate)
         masks = self.draw_keep(views, step)
-        encoded = [self._encode_anchors(*both) for both in zip(parts, masks, strict=True)]
-        anchors = torch.cat(encoded, dim=1).flatten(0, 1)  # view-major: (V * B, out_dim)
-        with torch.no_grad():
+        with record_function("anchor forward"):
+            encoded = [self._encode_anchors(*both) for both in zip(parts, masks, strict=True)]
+            anchors = torch.cat(encoded, dim=1).flatten(0, 1)  # view-major: (V * B, out_dim)
+        with record_function("target forward"), torch.no_grad():
             targets = torch.cat([self.target(part.target) for part in parts])
-        return MSNOutput(self.losses_of(anchors, targets, step), targets)
+        with record_function("loss"):
+            return MSNOutput(self.losses_of(anchors, targets, step), targets)
 
     def losses_of(self, anchors: Tensor, targets: Tensor, step: int) -> MSNLosses:
         """Losses of anchor (V*B, out_dim) and target (B, out_dim) features, never in bf16."""
