@@ -112,6 +112,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "init_from": None,
         "allow_batch_change": False,
         "checkpoint_activations": False,
+        "compile": False,
         "shard": False,
         "two_layer": False,
     },

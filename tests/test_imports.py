@@ -271,5 +271,15 @@ def test_importing_has_no_effect() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_the_package_by_itself_loads_no_library() -> None:
+    code = "import sys, msn; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert not {"torch", "timm", "torchvision", "numpy", "cv2", "pydantic"} & {
+        *loaded.stdout.split()
+    }
+
+
 if __name__ == "__main__":
     import_everything()

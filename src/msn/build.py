@@ -16,6 +16,7 @@ from msn.config import Config
 from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source
 from msn.data.staging import stage
+from msn.devices import require_compiler
 from msn.errors import UserError
 from msn.keyed import Stream, seed64
 from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
@@ -153,6 +154,9 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     bf16 = use_bf16(config.meta.precision, device)
     for encoder in (model.anchor, model.target):
         encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
+        if config.meta.compile:
+            require_compiler(device)
+            encoder.compile_blocks()
     model.anchor.recompute_activations(config.meta.checkpoint_activations)
     return Parts(
         model=model,

@@ -1,5 +1,9 @@
 """The device that a command computes on."""
 
+import importlib.util
+import os
+import shutil
+
 import torch
 
 from msn.errors import UserError
@@ -26,3 +30,23 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--devices {name}: only cpu and cuda are supported")
     return device
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse `torch.compile` where it would fail at the first step.
+
+    Raises:
+        UserError: there is no C++ compiler or, for a GPU, no Triton.
+    """
+    wanted = os.environ.get("CXX")
+    names = [wanted] if wanted else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        raise UserError(
+            f"meta.compile: true needs a C++ compiler, and {' or '.join(names)} is not there;"
+            " install g++, name another in the environment variable CXX, or set it to false"
+        )
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
+        raise UserError(
+            "meta.compile: true needs Triton on a GPU, which is not installed; pip install triton,"
+            " or set it to false"
+        )

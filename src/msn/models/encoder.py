@@ -275,6 +275,19 @@ class VisionTransformer(nn.Module):
         """
         self._recompute = recompute
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks, for every shape that they meet, when they are first used.
+
+        By block, as all blocks are alike and one is compiled in a fraction of the time of the
+        whole; sharding and the exchange of gradients meet whole blocks, too. The last, of which
+        little is computed, is left as it is. Names are unchanged.
+        """
+        # Views of three sizes and stochastic depth of each block: more variants than the 8 after
+        # which torch gives up.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+        for block in self.blocks[:-1]:
+            block.compile(dynamic=False)
+
     def _last_cls(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Class token after the last block, (B, D); that block computes nothing else."""
         tokens = self.embed(images, keep)
