@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from msn.errors import RunError, UserError
 from msn.identity import changes
 from msn.pretrain import pretrain
 from tests.experiments import tiny_config, write_tiny
+from tests.runs import assert_same, killed_at
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -31,24 +31,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def latest(folder: Path) -> dict[str, Any]:
     return checkpoint.load(checkpoint.latest_path(folder, "tiny"))
-
-
-def assert_same(a: Any, b: Any, where: str = "state") -> None:
-    """Bit for bit, whatever the nesting."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            if key not in ("folder", "num_workers"):
-                assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 def command(config: Path, *overrides: str) -> list[str]:
@@ -109,30 +91,14 @@ def test_killed_at_any_step_a_run_ends_as_if_unbroken(
         data__num_workers=workers,
     )
     for steps in (9, 45):
-        process = subprocess.Popen(
-            command(config),
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            logged = re.search(r"step (\d+)/", line)
-            if logged and int(logged[1]) >= steps:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        killed_at(["pretrain", "--fname", str(config)], steps)
         done = latest(tmp_path / "run")["step"]
         assert 0 < done < 80
         assert done % 7 == 0 or done % 40 == 0
     result = run(config)
     assert result.returncode == 0, result.stderr
     assert "resumed from" in result.stdout
-    own, expected = latest(tmp_path / "run"), latest(unbroken)
-    own["config"]["logging"].pop("checkpoint_freq_itr")
-    expected["config"]["logging"].pop("checkpoint_freq_itr")
-    assert_same(own, expected)
+    assert_same(latest(tmp_path / "run"), latest(unbroken))
     assert rows(tmp_path / "run") == rows(unbroken)
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from tests.cluster.slurm import Cluster, why_not
 from tests.distributed.test_run import losses, write_config
-from tests.test_pretrain import ROOT, assert_same, latest
+from tests.runs import ROOT, assert_same
+from tests.test_pretrain import latest
 
 MISSING = why_not()
 if MISSING and os.environ.get("MSN_REQUIRE_CLUSTER"):

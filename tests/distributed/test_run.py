@@ -13,7 +13,8 @@ import pytest
 
 from msn import checkpoint
 from tests.experiments import write_tiny
-from tests.test_pretrain import ROOT, assert_same, latest
+from tests.runs import ROOT, assert_same
+from tests.test_pretrain import latest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SHARED = {

@@ -24,6 +24,7 @@ from tests.distributed.processes import run_on
 from tests.distributed.test_meaning import has_null_gradient
 from tests.distributed.test_run import finished, losses, spawned, write_config
 from tests.experiments import tiny_config
+from tests.runs import assert_same
 
 STEPS = 5
 CPU = torch.device("cpu")
@@ -150,18 +151,6 @@ def assert_same_but_world(state: dict[str, Any], other: dict[str, Any]) -> None:
     assert list(state) == list(other)
     for key in ("encoder", "target_encoder", "prototypes", "opt"):
         assert_same(state[key], other[key])
-
-
-def assert_same(value: Any, other: Any) -> None:
-    if torch.is_tensor(value):
-        assert type(value) is Tensor
-        assert torch.equal(value, other)
-    elif isinstance(value, dict):
-        assert list(value) == list(other)
-        for key in value:
-            assert_same(value[key], other[key])
-    else:
-        assert value == other
 
 
 def features_of_both(folder: Path) -> tuple[Tensor, Tensor] | None:

@@ -18,7 +18,8 @@ from msn.evaluation.job import build_job, read_weights
 from msn.models.classifier import Classifier
 from msn.models.encoder import EncoderSize, build_encoder
 from tests.distributed.processes import run_on
-from tests.evaluation.labelled import CPU, ROOT, assert_same, killed_at, values, write
+from tests.evaluation.labelled import CPU, ROOT, values, write
+from tests.runs import assert_same, killed_at
 
 # Every part of the recipe, at strengths that two epochs bear.
 RECIPE: dict[str, Any] = {

@@ -16,7 +16,8 @@ from msn.errors import RunError, UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.linear import linear_evaluation
 from tests.distributed.processes import run_on
-from tests.evaluation.labelled import CPU, assert_same, killed_at, values, write
+from tests.evaluation.labelled import CPU, values, write
+from tests.runs import assert_same, killed_at
 
 # Names and values of the official configs/eval/lineval_msn_vits16.yaml.
 OFFICIAL = {
