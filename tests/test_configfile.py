@@ -231,7 +231,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("data.color_jitter=2", "data.color_jitter = 2: must be at most 1"),
     ("data.color_jitter_strength=-1", "data.color_jitter_strength = -1: must be at least 0"),
     ("data.color_jitter_strength=2.6", "data.color_jitter_strength = 2.6: must be at most 2.5"),
-    ("data.channels=2", "data.channels = 2: must be 1 or 3"),
+    ("data.channels=0", "data.channels = 0: must be at least 1"),
     ("data.std=[1, 0, 1]", "data.std[1] = 0: must be greater than 0"),
     ("data.source=digit", "data.source = \"digit\": did you mean 'digits'?"),
     (

@@ -68,8 +68,8 @@ def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
 
 
 def _framed(view: np.ndarray) -> np.ndarray:
-    """RGB with white to the right and below."""
-    rgb = np.repeat(view, 3 // view.shape[2], axis=2)
+    """RGB, of the first three channels if there are so many, with white to the right and below."""
+    rgb = view[..., :3] if view.shape[2] >= 3 else np.repeat(view[..., :1], 3, axis=2)
     return np.pad(rgb, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
 
 

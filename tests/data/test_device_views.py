@@ -142,11 +142,21 @@ def test_grey_images(small: np.ndarray) -> None:
         assert_near(view[..., 0], render(image[..., 0], draw, 64), 1, 5, 24)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+def test_other_channels(channels: int, small: np.ndarray) -> None:
+    images = np.concatenate([small] * 5, axis=3)[..., :channels]
+    draw = PLAIN._replace(
+        jitter=((H, 0.1), (B, 1.3), (S, 0.3), (C, 0.7)), grayscale=True, blur=1.0, flip=True
+    )
+    for view, image in zip(on_device(images, [draw] * 3), images, strict=True):
+        assert_near(view, render(image, draw, 64), 1, 5, 24)
+
+
 def test_nothing_drawn_is_nothing_done(small: np.ndarray) -> None:
     np.testing.assert_array_equal(on_device(small, [PLAIN] * 3), small)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 5])
 def test_batches_are_those_of_the_cpu(channels: int, small: np.ndarray) -> None:
     """From image to normalised views: identical draws, pixels within the tolerance."""
     spec = ViewSpec(rand_size=32, focal_size=16, rand_views=2, focal_views=3, blur=0.5)
@@ -155,7 +165,8 @@ def test_batches_are_those_of_the_cpu(channels: int, small: np.ndarray) -> None:
     def batch(augment_on: Any) -> Views:
         views = allocate(replace(spec, augment_on=augment_on), 16, channels)
         for i, out in enumerate(views.samples()):
-            image = ArrayImage(small[i % 2], channels)
+            photo = small[i % 2] if channels < 4 else np.tile(small[i % 2], 2)[..., :channels]
+            image = ArrayImage(photo, channels)
             make_views(image, spec, seed=0, epoch=0, sample=i, out=out)
         return views.normalised(mean, std)
 

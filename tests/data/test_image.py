@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -19,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_images
 
-from msn.data.image import MAX_PIXELS, ArrayImage, BadImage, EncodedImage, Image
+from msn.data.image import MAX_PIXELS, ArrayImage, BadImage, EncodedImage, Image, open_image
 from msn.data.sources.folder import Folder
+from tests.data.sources.made import npy
 
 PHOTO = load_sample_images().images[0]
 
@@ -102,6 +104,55 @@ def test_bad_image_travels_between_processes() -> None:
     assert (bad.name, bad.reason, str(bad)) == ("a.jpg", "0 bytes", "a.jpg: 0 bytes")
 
 
+# --- arrays
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13, 200])
+def test_arrays_are_read_as_they_are(channels: int, dtype: str) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (20, 30, channels))
+    array = (levels if dtype == "u1" else levels * 256 + 77).astype(dtype)
+    for stored in (array, np.asfortranarray(array), *[array[..., 0]] * (channels == 1)):
+        image = open_image(npy(stored), channels, "it")
+        assert image.shape == (20, 30, channels)
+        assert image.pixels().dtype == np.uint8
+        assert image.pixels().flags.c_contiguous
+        np.testing.assert_array_equal(image.pixels(), levels)
+        squares = levels.reshape(10, 2, 15, 2, channels).mean((1, 3))
+        np.testing.assert_allclose(image.pixels(2), squares, atol=0.5)
+        assert image.pixels(8).shape == (3, 4, channels)
+
+
+FIVE = npy(np.zeros((8, 9, 5), np.uint16))
+NO_ARRAYS = {
+    "other channels": (npy(np.zeros((8, 9, 4), np.uint8)), "channels: 4, not 5 (data.channels)"),
+    "grey": (npy(np.zeros((8, 9), np.uint8)), "channels: 1, not 5 (data.channels)"),
+    "a JPEG": (encoded(), "no array of 5 channels (data.channels)"),
+    "empty": (b"", "0 bytes"),
+    "floats": (npy(np.zeros((8, 9, 5), np.float32)), "float32, must be uint8 or uint16"),
+    "signed": (npy(np.zeros((8, 9, 5), np.int16)), "int16, must be uint8 or uint16"),
+    "32 bits": (npy(np.zeros((8, 9, 5), np.uint32)), "uint32, must be uint8 or uint16"),
+    "a batch": (npy(np.zeros((2, 8, 9, 5), np.uint8)), "shape (2, 8, 9, 5), must be (H, W) or "),
+    "no pixels": (npy(np.zeros((0, 9, 5), np.uint8)), "shape (0, 9, 5), must be (H, W) or (H, "),
+    "objects": (npy(np.array([[os.system]])), "cannot be decoded (ValueError('Object arrays"),
+    "cut": (FIVE[:-1], "truncated"),
+    "cut in its header": (FIVE[:50], "truncated"),
+    "only a start": (FIVE[:6], "truncated"),
+    "a claim": (FIVE.replace(b"(8, 9, 5), ", b"(8, 99999999999999, 5), "), "cannot be decoded"),
+    "large": (npy(np.zeros((10_000, 9_000, 1), np.uint8)), "90 megapixels, limit 89"),
+}
+
+
+@pytest.mark.parametrize("name", NO_ARRAYS)
+def test_other_arrays_are_bad_images(name: str) -> None:
+    data, expected = NO_ARRAYS[name]
+    with pytest.raises(BadImage) as caught:
+        open_image(data, 5, "it").pixels()
+    assert caught.value.name == "it"
+    assert caught.value.reason.startswith(expected), caught.value.reason
+    assert len(caught.value.reason) < 100
+
+
 # --- odd ones: what the reference makes of them, or a reason
 
 
@@ -145,21 +196,16 @@ def animated(format: str) -> bytes:
     return stream.getvalue()
 
 
-def sixteen_bits(format: str) -> bytes:
-    stream = io.BytesIO()
-    ramp = np.linspace(0, 65535, 40 * 50).astype(np.uint16).reshape(40, 50)
-    PIL.Image.fromarray(ramp).save(stream, format)
-    return stream.getvalue()
-
-
+RAMP = np.linspace(0, 65535, 40 * 50).astype(np.uint16).reshape(40, 50)
+COLOUR_RAMP = np.stack([RAMP, RAMP[::-1], RAMP // 3], axis=-1)
 ODD = {
     "turned by EXIF.jpg": with_exif(6),
     "wrong EXIF.jpg": with_exif(77),
     "garbage EXIF.jpg": with_garbage_exif(),
     "CMYK.jpg": encoded(mode="CMYK"),
     "CMYK.tif": encoded(format="TIFF", mode="CMYK"),
-    "16 bit.png": sixteen_bits("PNG"),
-    "16 bit.tif": sixteen_bits("TIFF"),
+    "16 bit.png": cv2.imencode(".png", COLOUR_RAMP)[1].tobytes(),
+    "16 bit.tif": cv2.imencode(".tiff", COLOUR_RAMP)[1].tobytes(),
     "palette with transparency.png": palette_with_transparency(),
     "transparent.webp": encoded(format="WEBP", mode="RGBA"),
     "animated.webp": animated("WEBP"),
@@ -188,6 +234,27 @@ def test_odd_files_are_read_as_the_reference_does(name: str, tmp_path: Path) -> 
         found = image.pixels()
     np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=3)
     assert ours(ODD[name], 1).shape == (*expected.shape[:2], 1)
+
+
+def sixteen_bits(format: str, mode: str) -> bytes:
+    stream = io.BytesIO()
+    content = RAMP.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    PIL.Image.frombytes(mode, RAMP.shape[::-1], content).save(stream, format)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("format", "mode"), [("PNG", "I;16"), ("PPM", "I;16"), ("TIFF", "I;16"), ("TIFF", "I;16B")]
+)
+def test_grey_of_sixteen_bits_is_its_upper_eight(format: str, mode: str, channels: int) -> None:
+    """As the reference does with colour; of grey it makes white, but for values below 256."""
+    data = sixteen_bits(format, mode)
+    assert (reference(data)[RAMP > 255] == 255).all()
+    expected = np.repeat(RAMP[..., None] // 256, channels, axis=2)
+    np.testing.assert_array_equal(ours(data, channels), expected)
+    squares = expected.reshape(20, 2, 25, 2, channels).mean((1, 3))
+    np.testing.assert_allclose(ours(data, channels, 2), squares, atol=0.5)
 
 
 def read(folder: Path) -> Image:
@@ -290,8 +357,8 @@ def test_damage_never_does_more_than_refuse(data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from(SMALL)))
     for _ in range(data.draw(st.integers(0, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    image = EncodedImage(bytes(whole[: data.draw(st.integers(0, len(whole)))]), 3, "it")
     try:
+        image = open_image(bytes(whole[: data.draw(st.integers(0, len(whole)))]), 3, "it")
         height, width, _ = image.shape
         if height * width < 10**6:
             assert image.pixels().shape == (height, width, 3)
@@ -300,7 +367,8 @@ def test_damage_never_does_more_than_refuse(data: st.DataObject) -> None:
 
 
 SMALL = [
-    encoded(PHOTO[:40, :30], format) for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+    *(encoded(PHOTO[:40, :30], format) for format in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")),
+    npy(PHOTO[:40, :30]),
 ]
 
 

@@ -139,6 +139,27 @@ def test_colour_operations_leave_grey_images_alone(small: list[np.ndarray]) -> N
         np.testing.assert_array_equal(result, grey)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5, 13, 200])
+def test_other_channels_are_so_many_grey_images(channels: int) -> None:
+    """But for contrast, which takes one grey of all of them."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, channels), dtype=np.uint8)
+    factors = {Operation.BRIGHTNESS: 1.4, Operation.SATURATION: 0.2, Operation.HUE: 0.1}
+    box = Box(3, 5, 30, 40)
+    for size in (16, 64):
+        draw = Draw(box, True, tuple(factors.items()), True, 1.3)
+        ours = render(image, draw, size)
+        for c in range(channels):
+            np.testing.assert_array_equal(ours[..., c], render(image[..., c].copy(), draw, size))
+        view = eval_view(image, size)
+        for c in range(channels):
+            np.testing.assert_array_equal(
+                view[..., c], eval_view(image[..., c : c + 1], size)[..., 0]
+            )
+    for factor in (0.3, 1.0, 1.8):
+        expected = np.clip(factor * image + (1 - factor) * round(image.mean()), 0, 255)
+        assert np.abs(views.contrast(image, factor) - expected).max() <= 1
+
+
 def test_render_applies_all_in_the_order_of_the_original(photos: list[np.ndarray]) -> None:
     """Crop, resize, flip, jitter in its order, grayscale, blur: against the same steps in PIL."""
     box = Box(top=40, left=100, height=200, width=260)
@@ -202,7 +223,7 @@ def test_golden_pixel_statistics(golden: dict[str, Any], photos: list[np.ndarray
         np.testing.assert_allclose(pooled, recorded["pooled_std"], rtol=0.1, err_msg=key)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
 @pytest.mark.parametrize(("random", "focal"), [(1, 10), (3, 2), (2, 0), (0, 3)])
 def test_shapes(channels: int, random: int, focal: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)

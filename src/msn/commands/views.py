@@ -7,7 +7,7 @@ import PIL.Image
 
 from msn.config import load_config
 from msn.contact_sheet import contact_sheet
-from msn.data.image import BadImage, EncodedImage
+from msn.data.image import BadImage, open_image
 from msn.errors import UserError
 from msn.files import replacing
 
@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             f"--image {options.image}: cannot be read ({error.strerror}); name an image file"
         ) from None
-    image = EncodedImage(data, config.data.channels or 3, options.image)
     try:
+        image = open_image(data, config.data.channels or 3, options.image)
         sheet = contact_sheet(config, image, epochs=options.epochs)
     except BadImage as bad:
         raise UserError(f"--image {bad}; name another image") from None

@@ -1,8 +1,8 @@
 """The second half of making views, for a whole batch at once on its device: all but the crop.
 
 The same operations as in `msn.data.views`, in floating point. What a sample gets is read from its
-packed draw (`msn.data.draws`) on the host, so the host never waits for the device. Colours are
-three planes in 0 .. 255, images (N, C, H, W).
+packed draw (`msn.data.draws`) on the host, so the host never waits for the device. Channels are
+planes in 0 .. 255, images (N, C, H, W).
 """
 
 import numpy as np
@@ -122,9 +122,9 @@ def _blend(images: Tensor, kinds: np.ndarray, strengths: np.ndarray) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, 1, H, W)."""
-    if images.shape[1] == 1:
-        return images
+    """Grey, (N, C, H, W) to (N, 1, H, W)."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 

@@ -3,6 +3,9 @@
 The reference is the loader of torchvision's ImageFolder, `PIL.Image.open(file).convert("RGB")`: no
 EXIF rotation, the first frame of an animation. Whole, ordinary JPEGs are decoded by OpenCV, to the
 same pixels in half the time and at a fraction of the size if need be; all else by Pillow itself.
+Files of NumPy (`.npy`) hold images of any number of channels.
+
+Of 16-bit values the upper eight bits are kept, as Pillow does with colour; grey ones it would clip.
 """
 
 import io
@@ -20,6 +23,7 @@ MAX_PIXELS = 2**30 // 12  # where Pillow starts to warn of a decompression bomb
 # What Pillow may open: among the rest are formats that start other programs.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _END_OF_JPEG = b"\xff\xd9"
+_NPY = b"\x93NUMPY"
 _COLOUR = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -47,7 +51,7 @@ class BadImage(Exception):
 
 
 class Image(Protocol):
-    """One image, RGB or grey."""
+    """One image: grey, RGB, or of any other number of channels."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,8 +74,8 @@ class ArrayImage:
     """An image that is an array already.
 
     Args:
-        array: uint8 (H, W, C) with C = 1 or 3.
-        channels: wanted; grey is repeated to RGB, RGB becomes ITU-R 601 luma.
+        array: uint8 (H, W, C).
+        channels: wanted: C, or grey is repeated to RGB, or RGB becomes ITU-R 601 luma.
     """
 
     def __init__(self, array: np.ndarray, channels: int) -> None:
@@ -90,9 +94,8 @@ class ArrayImage:
     def pixels(self, reduction: int = 1) -> np.ndarray:
         if reduction == 1:
             return self._array
-        grey = self.shape[2] == 1
-        image = PIL.Image.fromarray(self._array[..., 0] if grey else self._array)
-        return _reduced(image, reduction)
+        planes = map(PIL.Image.fromarray, np.moveaxis(self._array, 2, 0))
+        return np.stack([np.asarray(plane.reduce(reduction)) for plane in planes], axis=2)
 
 
 class EncodedImage:
@@ -122,7 +125,9 @@ class EncodedImage:
                 colour = self._channels == 3
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if colour else pixels[..., None]
         with self._opened(io.BytesIO(self._data)) as image:
-            return _reduced(image.convert("RGB" if self._channels == 3 else "L"), reduction)
+            image = _eight_bit(image).convert("RGB" if self._channels == 3 else "L")
+            pixels = np.array(image if reduction == 1 else image.reduce(reduction))
+            return pixels if pixels.ndim == 3 else pixels[..., None]
 
     @cached_property
     def _header(self) -> "_Header":
@@ -147,7 +152,7 @@ class EncodedImage:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd metadata, which nobody asks for
                 with PIL.Image.open(stream, formats=FORMATS) as image:
-                    _refuse_bomb(self._name, image)
+                    _refuse_bomb(self._name, image.height, image.width)
                     yield image
         except BadImage:
             raise
@@ -157,14 +162,59 @@ class EncodedImage:
             raise BadImage(self._name, _reason(error)) from error
 
 
+def open_image(data: bytes, channels: int, name: str) -> Image:
+    """The image that a file holds.
+
+    Args:
+        data: the whole file: encoded as JPEG, PNG or the like, or an array of NumPy (`.npy`), uint8
+            or uint16, (H, W) for one channel or (H, W, channels).
+        channels: wanted. Encoded images are there as grey or RGB; arrays have to have so many.
+        name: for `BadImage`.
+
+    Raises:
+        BadImage: it has not that many channels, or an array cannot be read.
+    """
+    if data.startswith(_NPY):
+        array = _array_in(data, name)
+        if array.shape[2] != channels:
+            raise BadImage(name, f"channels: {array.shape[2]}, not {channels} (data.channels)")
+        return ArrayImage(array, channels)
+    if data and channels not in (1, 3):
+        raise BadImage(name, f"no array of {channels} channels (data.channels)")
+    return EncodedImage(data, channels, name)
+
+
 class _Header(NamedTuple):
     height: int
     width: int
     ordinary_jpeg: bool  # RGB or grey, and with its end
 
 
-def _refuse_bomb(name: str, image: PIL.Image.Image) -> None:
-    pixels = image.width * image.height
+def _array_in(data: bytes, name: str) -> np.ndarray:
+    """The image in a file of NumPy, uint8 (H, W, C). Raises BadImage."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # broken headers too raise errors of many kinds
+        raise BadImage(name, _reason(error)) from error
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise BadImage(name, f"{array.dtype}, must be uint8 or uint16")
+    if array.ndim not in (2, 3) or not array.size:
+        raise BadImage(name, f"shape {array.shape}, must be (H, W) or (H, W, C)")
+    _refuse_bomb(name, *array.shape[:2])
+    array = array if array.dtype.itemsize == 1 else (array >> 8).astype(np.uint8)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """What is 16-bit grey by its upper eight bits."""
+    wide = image.mode == "I" and image.format in ("PNG", "PPM")
+    if not (wide or image.mode.startswith("I;16")):
+        return image
+    return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _refuse_bomb(name: str, height: int, width: int) -> None:
+    pixels = height * width
     if pixels > MAX_PIXELS:
         megapixels = f"{pixels / 1e6:.0f} megapixels, limit {MAX_PIXELS / 1e6:.0f}"
         raise BadImage(name, megapixels)
@@ -173,11 +223,6 @@ def _refuse_bomb(name: str, image: PIL.Image.Image) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, PIL.Image.DecompressionBombError):
         return f"over {2 * MAX_PIXELS / 1e6:.0f} megapixels, limit {MAX_PIXELS / 1e6:.0f}"
-    if "truncated" in str(error).lower():
+    if "truncated" in str(error).lower() or str(error).startswith("EOF"):
         return "truncated"
     return f"cannot be decoded ({error!r:.60})"
-
-
-def _reduced(image: PIL.Image.Image, reduction: int) -> np.ndarray:
-    pixels = np.array(image if reduction == 1 else image.reduce(reduction))
-    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 # Per-channel statistics of the ImageNet training images, as every ImageNet recipe uses them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -12,6 +14,17 @@ class Normalisation(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def measured_normalisation(counts: np.ndarray) -> Normalisation:
+    """Of images in which `counts`, (C, 256), pixels have each value in each channel.
+
+    Deviations are of one step between values at least: channels that are constant become zero.
+    """
+    share, levels = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = share @ levels
+    std = np.sqrt(np.maximum(share @ levels**2 - mean**2, levels[1] ** 2))
+    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def imagenet_normalisation(channels: int) -> Normalisation:

@@ -1,13 +1,15 @@
 """One image to its views: a target, random and focal crops, augmented as in MSN (paper, A.1).
 
 What a view looks like is decided in `msn.data.draws`; `render` makes its pixels. Images and views
-are uint8 (H, W, C) with C = 1 or 3.
+are uint8 (H, W, C).
 
 The pixel operations follow those of torchvision on PIL images, several times faster; the tests
-state how close they come. Each takes and returns uint8 (H, W, 3), or (H, W) for grey images, on
-which `saturation`, `hue` and `grayscale` change nothing.
+state how close they come. Each takes and returns uint8 (H, W, C), or (H, W) for grey images. Only
+three channels are colours: of others `contrast` takes the mean of all for their grey, `saturation`,
+`hue` and `grayscale` change nothing.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from msn.data.image import Image
 # A reduced image is used where every crop shrinks by this much more: its filter hardly shows then.
 REDUCING_GAP = 2
 BLUR_STEPS = 512  # kernels for each pixel of radius
+MOST_CHANNELS = 128  # of one call of OpenCV
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, of red, green and blue
 # PIL cuts off the fraction where OpenCV rounds. Short of a half, so that whole numbers stay.
 _CUT_OFF = -0.499
@@ -107,10 +110,10 @@ def eval_view(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def render(image: np.ndarray, draw: Draw, size: int) -> np.ndarray:
-    """The pixels of one view, (size, size, 3) or (size, size), of an image (H, W, 3) or (H, W)."""
+    """The pixels of one view, (size, size, C) or (size, size), of an image (H, W, C) or (H, W)."""
     view = crop(image, draw.box, size)
     if draw.flip:
-        view = cv2.flip(view, 1)
+        view = _by_channels(lambda part: cv2.flip(part, 1), view)
     for operation, factor in draw.jitter:
         view = _JITTER[operation](view, factor)
     if draw.grayscale:
@@ -127,7 +130,10 @@ def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear, each output pixel averaging over all that it covers (PIL's `BILINEAR`)."""
     if height >= image.shape[0] and width >= image.shape[1]:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+        return _by_channels(
+            lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR_EXACT),
+            image,
+        )
     # OpenCV has no antialiased bilinear filter: INTER_AREA is both blurrier and slower than this.
     pixels = np.require(image, requirements=["C", "W"]).reshape(*image.shape[:2], -1)
     resized = torch.nn.functional.interpolate(
@@ -146,8 +152,10 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the mean grey of the image: 0 is that grey, 1 the image."""
-    means = cv2.mean(image)
-    grey = means[0] if image.ndim == 2 else sum(w * m for w, m in zip(LUMA, means, strict=False))
+    if _is_rgb(image):
+        grey = sum(w * m for w, m in zip(LUMA, cv2.mean(image), strict=False))
+    else:
+        grey = cv2.mean(image.reshape(len(image), -1))[0]
     offset = (1 - factor) * int(grey + 0.5) + _CUT_OFF
     if factor <= 1:  # nothing falls below zero, of which this would take the absolute value
         return cv2.convertScaleAbs(image, alpha=factor, beta=offset)
@@ -156,7 +164,7 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the grey version of the image: 0 is grey, 1 the image."""
-    if image.ndim == 2:
+    if not _is_rgb(image):
         return image
     return cv2.transform(image, _GREY + factor * _COLOUR)
 
@@ -164,7 +172,7 @@ def saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def hue(image: np.ndarray, factor: float) -> np.ndarray:
     """Turn the colour circle by `factor` of a full turn."""
     shift = int(factor * 255)  # so in torchvision, though a full turn is 256 steps
-    if image.ndim == 2 or shift == 0:
+    if shift == 0 or not _is_rgb(image):
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     rows = hsv.reshape(len(hsv), -1)
@@ -174,7 +182,7 @@ def hue(image: np.ndarray, factor: float) -> np.ndarray:
 
 def grayscale(image: np.ndarray) -> np.ndarray:
     """ITU-R 601 luma in every channel."""
-    if image.ndim == 2:
+    if not _is_rgb(image):
         return image
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
@@ -184,7 +192,9 @@ def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
     kernel = _kernels()[round(radius * BLUR_STEPS)]
     kernel = kernel if kernel[0] > 0 else kernel[3:-3]
     # Reflection comes closest to repeating the border pixel before each of the three passes.
-    return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT)
+    return _by_channels(
+        lambda part: cv2.sepFilter2D(part, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT), image
+    )
 
 
 @lru_cache(maxsize=1)
@@ -231,5 +241,17 @@ def _hue_row(shift: int, width: int) -> np.ndarray:
 
 
 def _plane(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3), or (H, W) of a grey image (H, W, 1)."""
+    """(H, W, C), or (H, W) of a grey image (H, W, 1)."""
     return image[..., 0] if image.shape[2] == 1 else image
+
+
+def _is_rgb(image: np.ndarray) -> bool:
+    return image.ndim == 3 and image.shape[2] == 3
+
+
+def _by_channels(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
+    """The same done with every channel, with no more at a time than OpenCV takes."""
+    if image.ndim == 2 or image.shape[2] <= MOST_CHANNELS:
+        return operation(image)
+    parts = np.array_split(image, -(-image.shape[2] // MOST_CHANNELS), axis=2)
+    return np.concatenate([operation(part) for part in parts], axis=2)

@@ -184,6 +184,12 @@ def finetune(config: FinetuneConfig, device: torch.device) -> Result:
     """
     data, optimization = config.data, config.optimization
     weights = read_weights(config)
+    channels = weights.architecture.in_chans
+    if channels not in (1, 3):
+        raise UserError(
+            f"the encoder takes images of {channels} channels, fine-tuning augments those of 1 or 3"
+            " only; use another evaluation, such as python -m msn evaluate linear"
+        )
     job = build_job(
         config,
         weights,

@@ -14,12 +14,6 @@ def _increasing(scale: tuple[float, float]) -> tuple[float, float]:
     return scale
 
 
-def _one_or_three(channels: int) -> int:
-    if channels not in (1, 3):  # a Literal would take true for 1
-        raise ValueError("must be 1 or 3")
-    return channels
-
-
 def _number_or_auto(workers: object) -> object:
     # Said here, as a union would give one error for each of its members.
     if workers != "auto" and (type(workers) is not int or not 0 <= workers < 2**31):
@@ -29,7 +23,6 @@ def _number_or_auto(workers: object) -> object:
 
 Area = Annotated[float, Field(gt=0, le=1)]
 CropScale = Annotated[tuple[Area, Area], Strict(False), AfterValidator(_increasing)]
-Channels = Annotated[int, AfterValidator(_one_or_three), Field(json_schema_extra={"enum": [1, 3]})]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 SourceName = Literal[
     "folder",
@@ -63,8 +56,8 @@ class Images(Section):
     """Loader processes per training process, at most its cores; auto is one less, 0 none."""
     pin_mem: bool = True
     """Page-locked host memory for faster copies to the GPU."""
-    channels: Channels | None = None
-    """Image channels; null takes the source's own."""
+    channels: Count | None = None
+    """Image channels: 1 (grey), 3 (RGB), or those of .npy files; null takes the source's own."""
     mean: Annotated[tuple[float, ...], Strict(False)] | None = None
     """Mean of each channel, of values in [0, 1]; null takes the source's own."""
     std: Annotated[tuple[Positive, ...], Strict(False)] | None = None

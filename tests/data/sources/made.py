@@ -34,6 +34,12 @@ def encoded(image: np.ndarray, format: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def make_folder(root: Path, split: str = "train") -> dict[str, Any]:
     for i, (image, label) in enumerate(zip(images(20), labels(), strict=True)):
         path = root / split / f"class {label}" / f"{i}.png"

@@ -239,8 +239,8 @@ def test_statistics_of_arrays_are_theirs(tmp_path: Path) -> None:
 def test_unknown_source_and_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'data\.source is "cifar": no such source'):
         opened({"source": "cifar", "root_path": str(tmp_path)})
-    with pytest.raises(UserError, match=r"data\.channels is 4"):
-        opened({"source": "folder", "root_path": str(tmp_path)}, channels=4)
+    with pytest.raises(UserError, match=r"data\.channels is 4: images of digits are of 1 .* or 3"):
+        opened({"source": "digits", "root_path": None}, channels=4)
 
 
 # --- download

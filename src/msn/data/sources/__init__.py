@@ -12,6 +12,8 @@ from msn.errors import UserError
 
 __all__ = ["Sample", "Source", "open_source"]
 
+FILES = ("folder", "list", "tar", "huggingface")  # of which each may hold what it likes
+
 
 def open_source(
     *,
@@ -30,7 +32,8 @@ def open_source(
         root_path: folder that holds the data set; "digits" needs none.
         image_folder: sub-folder of `root_path`, may be empty.
         split: "train" or "val".
-        channels: 1 (grey) or 3 (RGB); None keeps the source's own number.
+        channels: 1 (grey) or 3 (RGB), or as many as the arrays in the files have; None keeps the
+            source's own number, 3 for files.
         image_list: the file that the source "list" reads.
         download: whether torchvision may download what is missing.
 
@@ -39,8 +42,11 @@ def open_source(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    if channels not in (None, 1, 3):
-        raise UserError(f"data.channels is {channels}: it must be 1 (grey) or 3 (RGB)")
+    if channels not in (None, 1, 3) and source not in FILES:
+        raise UserError(
+            f"data.channels is {channels}: images of {source} are of 1 (grey) or 3 (RGB); only"
+            f" {', '.join(FILES)} may hold others"
+        )
     if source == "digits":
         return Digits(split=split, channels=channels or 1)
     if source == "list":

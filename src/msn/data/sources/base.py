@@ -4,19 +4,23 @@ import os
 import stat
 import zlib
 from abc import ABC, abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from msn.data.image import ArrayImage, BadImage, EncodedImage, Image
+from msn import keyed
+from msn.data.image import ArrayImage, BadImage, Image, open_image
 from msn.data.mapped import Arrays
-from msn.data.normalisation import imagenet_normalisation
+from msn.data.normalisation import Normalisation, imagenet_normalisation, measured_normalisation
 from msn.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+ARRAYS = ".npy"  # images in a data set that has no others, as they may be features or masks
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ARRAYS)
 SPLITS = ("train", "val")
 STATISTICS_BYTES = 2**26  # of images looked at for their mean: all of Fashion-MNIST
+STATISTICS_FILES = 1000  # likewise
 
 
 class Sample(NamedTuple):
@@ -32,7 +36,7 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """1 (grey), 3 (RGB), or as many as its arrays have."""
         ...
 
     @property
@@ -65,15 +69,26 @@ class Source(Protocol):
 
 
 class EncodedSource(ABC):
-    """A source of image files of unknown content; it claims the statistics of ImageNet.
+    """A source of image files of unknown content.
+
+    It claims the statistics of ImageNet for grey and RGB, and measures those of other channels.
 
     Args:
-        channels: 1 (grey) or 3 (RGB), whatever the files hold.
+        channels: 1 (grey) or 3 (RGB), whatever the files hold; or that of the arrays in them.
     """
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
-        self.mean, self.std = imagenet_normalisation(channels)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """As in `Source`. Raises UserError: there is no image to measure."""
+        return self._normalisation.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Likewise."""
+        return self._normalisation.std
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -100,8 +115,28 @@ class EncodedSource(ABC):
 
     def read(self, index: int) -> Sample:
         index = range(len(self))[index]  # from the end, or an IndexError, as in a list
-        image = EncodedImage(self.encoded(index), self.channels, self.path(index))
+        image = open_image(self.encoded(index), self.channels, self.path(index))
         return Sample(image, self.label(index), self.name(index))
+
+    @cached_property
+    def _normalisation(self) -> Normalisation:
+        if self.channels in (1, 3):
+            return imagenet_normalisation(self.channels)
+        counts, last_bad = np.zeros((self.channels, 256)), None
+        order = keyed.generator(0, keyed.Stream.ORDER).permutation(len(self))
+        for index in order[:STATISTICS_FILES].tolist():
+            try:
+                counts += _histograms(self.read(index).image.pixels(), 2)
+            except BadImage as bad:
+                last_bad = bad
+            if counts.sum() >= STATISTICS_BYTES:
+                break
+        if not counts.any():
+            raise UserError(
+                f"data.channels is {self.channels}: no such image to measure ({last_bad}); correct"
+                " it, or set data.mean and data.std"
+            )
+        return measured_normalisation(counts)
 
 
 class ArraySource:
@@ -150,20 +185,16 @@ class ArraySource:
     def labels(self) -> np.ndarray | None:
         return None if self._labels is None else self._labels.astype(np.int64)
 
-    def _statistics(self, own: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _statistics(self, own: int) -> Normalisation:
         """Mean and standard deviation of each channel, over images spread evenly."""
         images = self._arrays["images"]
         chosen = images[:: 1 + images.nbytes // STATISTICS_BYTES]
         counts = np.zeros((own, 256))
         for start in range(0, len(chosen), 1000):
-            part = np.moveaxis(chosen[start : start + 1000], 1 + self._axes[2], 0)
-            counts += [np.bincount(channel.ravel(), minlength=256) for channel in part]
+            counts += _histograms(chosen[start : start + 1000], 1 + self._axes[2])
         if own != self.channels:  # as for `EncodedSource`, of all channels together
             counts = np.repeat(counts.sum(0, keepdims=True), self.channels, axis=0)
-        share, levels = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-        mean = share @ levels
-        std = np.sqrt(share @ levels**2 - mean**2)
-        return tuple(mean.tolist()), tuple(std.tolist())
+        return measured_normalisation(counts)
 
 
 def read_file(path: str) -> bytes:
@@ -208,6 +239,12 @@ def split_folder(base: Path, split: str) -> Path:
                 "create it, or change data.root_path or data.image_folder"
             )
     return base
+
+
+def _histograms(pixels: np.ndarray, axis: int) -> np.ndarray:
+    """How many pixels have each value, (C, 256), of uint8 with its channels at `axis`."""
+    channels = np.moveaxis(pixels, axis, 0)
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
 
 
 def _require_folder(path: Path, key: str) -> None:

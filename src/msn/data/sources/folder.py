@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from msn.data.mapped import THREADS, Arrays, Watch, cached, pack, unpack
-from msn.data.sources.base import EXTENSIONS, EncodedSource, file_stamp, read_file
+from msn.data.sources.base import ARRAYS, EXTENSIONS, EncodedSource, file_stamp, read_file
 from msn.errors import UserError
 
 
@@ -24,6 +24,7 @@ class Folder(EncodedSource):
     With images in sub-folders, each sub-folder is a class, numbered in sorted order, and its images
     may lie at any depth: order and labels are those of torchvision's ImageFolder. Without, the
     images directly in the folder are taken, unlabelled. Hidden files and folders are passed over.
+    Arrays (`.npy`) are images where there are no others.
 
     Raises:
         UserError: there is no image, there are some beside classes, or a folder cannot be listed.
@@ -79,6 +80,7 @@ class _Listing(NamedTuple):
     line: tuple[tuple[int, int], ...]  # with itself
     folders: list[str]
     files: tuple[np.ndarray, np.ndarray]  # names of the images, sorted, packed
+    arrays: tuple[np.ndarray, np.ndarray]  # likewise
 
 
 def _build_index(root: str, watch: Watch) -> Arrays:
@@ -88,6 +90,8 @@ def _build_index(root: str, watch: Watch) -> Arrays:
     `firsts` (D,), the index of the first image in each; `files` and `file_ends`, packed names.
     """
     listings = list(_scan(root, watch))
+    if not any(len(listing.files[1]) for listing in listings):
+        listings = [listing._replace(files=listing.arrays) for listing in listings]
     classes = {name: i for i, name in enumerate(sorted(listings[0].folders))}
     with_images = [listing for listing in listings if len(listing.files[1])]
     if not with_images:
@@ -126,7 +130,7 @@ def _scan(root: str, watch: Watch) -> Iterator[_Listing]:
         while level:
             below: list[_Place] = []
             for listing in pool.map(partial(_list, root, watch), level):
-                report(len(listing.files[1]))
+                report(len(listing.files[1]) + len(listing.arrays[1]))
                 below += [
                     _Place(os.path.join(listing.path, n), listing.line) for n in listing.folders
                 ]
@@ -140,8 +144,10 @@ def _list(root: str, watch: Watch, place: _Place) -> _Listing:
         found = watch(folder)
         line = (*place.line, (found.st_dev, found.st_ino))
         if line[-1] in place.line:  # a link to a folder that it is in
-            return _Listing(place.path, line, [], pack([]))
-        folders, files = [], []
+            return _Listing(place.path, line, [], pack([]), pack([]))
+        folders: list[str] = []
+        files: list[str] = []
+        arrays: list[str] = []
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -149,13 +155,14 @@ def _list(root: str, watch: Watch, place: _Place) -> _Listing:
                 if entry.is_dir():
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(EXTENSIONS):
-                    files.append(entry.name)
+                    (arrays if entry.name.lower().endswith(ARRAYS) else files).append(entry.name)
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be listed ({error.strerror}); make it readable or move it"
             " away"
         ) from error
-    return _Listing(place.path, line, folders, pack(os.fsencode(name) for name in sorted(files)))
+    packed = [pack(os.fsencode(name) for name in sorted(names)) for names in (files, arrays)]
+    return _Listing(place.path, line, folders, *packed)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A data set of Hugging Face's `datasets` that was saved to disk."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "test"
 class HuggingFace(EncodedSource):
     """The images of a data set that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
-    Images are its first column of type Image, labels its first of type ClassLabel, if any.
+    Images are its first column of type Image, or without any of Array2D or Array3D; labels its
+    first of type ClassLabel, if any.
 
     Raises:
         UserError: `datasets` is not installed, the folder is none of its, or has no such split or
@@ -34,13 +36,18 @@ class HuggingFace(EncodedSource):
         data = _load(folder, split)
         features = data.features.items()
         images = [name for name, kind in features if isinstance(kind, datasets.Image)]
+        array_kinds = (datasets.Array2D, datasets.Array3D)
+        arrays = [name for name, kind in features if isinstance(kind, array_kinds)]
         labels = [name for name, kind in features if isinstance(kind, datasets.ClassLabel)]
-        if not images or not len(data):
+        if not (images or arrays) or not len(data):
             raise UserError(f"{folder}: its columns {list(data.features)} hold no images")
-        self._column = images[0]
+        self._column = (images or arrays)[0]
+        self._array_type = None if images else data.features[self._column].dtype
         self._label_column = labels[0] if labels else None
-        # The files as they are, instead of decoded.
-        self._data = data.cast_column(self._column, datasets.Image(decode=False))
+        if images:  # the files as they are, instead of decoded
+            self._data = data.cast_column(self._column, datasets.Image(decode=False))
+        else:
+            self._data = data.with_format("numpy")
         self._images = self._data.select_columns(self._column)
         self._title = f"{folder.name}/{split}"
 
@@ -64,6 +71,10 @@ class HuggingFace(EncodedSource):
         image = self._images[index][self._column]
         if image is None:
             raise BadImage(self.name(index), "no image in this row")
+        if self._array_type:  # as if it were a file too
+            file = io.BytesIO()
+            np.save(file, np.asarray(image, self._array_type))
+            return file.getvalue()
         return image["bytes"] if image["bytes"] is not None else read_file(image["path"])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from msn.data.image import BadImage
 from msn.data.mapped import THREADS, Arrays, Watch, cached, pack, unpack
-from msn.data.sources.base import EXTENSIONS, SPLITS, EncodedSource, file_stamp
+from msn.data.sources.base import ARRAYS, EXTENSIONS, SPLITS, EncodedSource, file_stamp
 from msn.errors import UserError
 
 MAX_LABEL_BYTES = 32
@@ -23,7 +23,8 @@ class Shards(EncodedSource):
 
     Each image member is a sample; its label is the whole number in the member of the same name up
     to the first dot that ends in `.cls`. Members are read at their place in the shard: nothing is
-    unpacked, links and devices are passed over.
+    unpacked, links and devices are passed over. Arrays (`.npy`) are images where there are no
+    others.
 
     Args:
         shards: the tar files, uncompressed.
@@ -116,12 +117,14 @@ def _build_index(folder: str, names: list[str], watch: Watch) -> Arrays:
     `members` and `member_ends`; `offsets` and `sizes` in bytes; `labels` (N,), or (0,) for none.
     """
 
-    def contents_of(name: str) -> _Contents:
+    def contents_of(name: str) -> tuple[_Contents, _Contents]:
         watch(os.path.join(folder, name))
         return _read_shard(os.path.join(folder, name))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        contents = dict(zip(names, pool.map(contents_of, names), strict=True))
+        images, arrays = zip(*pool.map(contents_of, names), strict=True)
+    kind = images if any(found.members for found in images) else arrays
+    contents = dict(zip(names, kind, strict=True))
     counts = np.array([len(found.members) for found in contents.values()], dtype=np.int64)
     if not counts.sum():
         raise UserError(f"{folder}: no images in the tar files ({names[0]}, ...)")
@@ -148,8 +151,9 @@ def _build_index(folder: str, names: list[str], watch: Watch) -> Arrays:
     }
 
 
-def _read_shard(path: str) -> _Contents:
-    images = _Contents([], [], [], [])
+def _read_shard(path: str) -> tuple[_Contents, _Contents]:
+    """The images in a shard, and the arrays."""
+    images, arrays = _Contents([], [], [], []), _Contents([], [], [], [])
     labels: dict[str, int] = {}
     try:
         with tarfile.open(path, "r:") as shard:
@@ -160,17 +164,19 @@ def _read_shard(path: str) -> _Contents:
                     continue
                 name = os.path.basename(member.name).lower()
                 if name.endswith(EXTENSIONS) and not name.startswith("."):
-                    images.members.append(member.name)
-                    images.offsets.append(member.offset_data)
-                    images.sizes.append(member.size)
+                    kind = arrays if name.endswith(ARRAYS) else images
+                    kind.members.append(member.name)
+                    kind.offsets.append(member.offset_data)
+                    kind.sizes.append(member.size)
                 elif name.endswith(".cls"):
                     labels[_key(member.name)] = _read_label(path, shard, member)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"{path}: cannot be read as an uncompressed tar file ({error}); fetch or pack it again"
         ) from error
-    images.labels.extend(labels.get(_key(member)) for member in images.members)
-    return images
+    for kind in (images, arrays):
+        kind.labels.extend(labels.get(_key(member)) for member in kind.members)
+    return images, arrays
 
 
 def _refuse_escape(path: str, member: str) -> None:
