@@ -46,7 +46,12 @@ def draw_masks(axis: Any, masks: dict[str, Any]) -> None:
         rows = result["rows"]
         mask = [row["mask"] for row in rows]
         axis.plot(mask, [row["time ratio"] for row in rows], "o-", label=name)
-        axis.plot(mask, [row["token ratio"] for row in rows], "k--", label="tokens")
+        axis.plot(
+            mask,
+            [row["token ratio"] for row in rows],
+            "k--",
+            label="tokens" if name == next(iter(masks)) else None,
+        )
     axis.set_xlabel("mask ratio")
     axis.set_title("time of the masked pass, share of the whole", fontsize=10)
     axis.set_ylim(0, 1.05)
