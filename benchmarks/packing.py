@@ -81,6 +81,7 @@ def main() -> None:
 
     bf16 = use_bf16("auto", device)
     for block in blocks:
+        assert isinstance(block, Block)
         block.attn.fused_attn = not (bf16 and device.type == "cpu")
 
     def step(way: Pass) -> Callable[[int], object]:
