@@ -10,6 +10,7 @@ the functions of torch.distributed, as that slows them down a little.
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -126,6 +127,8 @@ def run_on(processes: int, *arguments: Any) -> dict[str, Any]:
 
 def compare(images: int, image_size: int, steps: int, rounds: int) -> None:
     """Print seconds per step of both sides, and what the collectives are."""
+    from train_step import cpu_name
+
     alone, together = [], []
     for _ in range(rounds):
         alone.append(statistics.median(run_on(1, images, image_size, steps, False)["seconds"]))
@@ -134,6 +137,7 @@ def compare(images: int, image_size: int, steps: int, rounds: int) -> None:
     traffic, gradients = counted["traffic"], ring_bytes(counted["gradients"], 2)
     ratios = [both / one for one, both in zip(alone, together, strict=True)]
     sent = gradients + traffic.sent / steps
+    print(f"{cpu_name()}, {os.cpu_count()} virtual cores, torch {torch.__version__}")
     print(f"ViT-S/16, {image_size} px, global batch {images}, {steps} steps, {rounds} rounds")
     print(f"1 process x 2 threads    {statistics.median(alone):.3f} s per step")
     print(f"2 processes x 1 thread   {statistics.median(together):.3f} s per step")

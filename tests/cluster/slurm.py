@@ -3,6 +3,7 @@
 Needs root, and Debian's slurm-wlm and munge.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,7 +14,6 @@ from pathlib import Path
 
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo")
 NODES = ("n1", "n2")
-CTLD_PORT, NODE_PORT = 16817, 16818
 
 CONFIG = """
 ClusterName=two
@@ -41,6 +41,7 @@ SelectType=select/linear
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
+FirstJobId={ctld_port}
 SlurmdTimeout=8
 KillWait=10
 InactiveLimit=0
@@ -65,6 +66,15 @@ def find(tool: str) -> str | None:
     return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
+def free_ports(*names: str) -> dict[str, int]:
+    """A port for each name that nobody listens on."""
+    with contextlib.ExitStack() as held:
+        probes = {name: held.enter_context(socket.socket()) for name in names}
+        for probe in probes.values():
+            probe.bind(("127.0.0.1", 0))
+        return {name: int(probe.getsockname()[1]) for name, probe in probes.items()}
+
+
 class Cluster:
     """The daemons. `environment` makes SLURM's commands, and those of jobs, talk to them."""
 
@@ -83,8 +93,10 @@ class Cluster:
         (folder / "state").mkdir()
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
-        ports = {f"{node}_port": NODE_PORT + i for i, node in enumerate(NODES)}
-        text = CONFIG.format(host=socket.gethostname(), folder=folder, ctld_port=CTLD_PORT, **ports)
+        # Several such clusters fit on one machine. Jobs derive the port that they meet at from
+        # their number, so those are the cluster's own too.
+        ports = free_ports("ctld_port", *(f"{node}_port" for node in NODES))
+        text = CONFIG.format(host=socket.gethostname(), folder=folder, **ports)
         (folder / "slurm.conf").write_text(text)
         self._name_nodes()
         munge = {

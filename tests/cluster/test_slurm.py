@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from msn import checkpoint
 from tests.cluster.slurm import Cluster, why_not
 from tests.distributed.test_run import losses, write_config
 from tests.runs import ROOT, assert_same
@@ -123,8 +124,9 @@ def test_whatever_happens_to_a_job_it_ends_as_if_unbroken(cluster: Cluster, tmp_
     wait_for_step(broken, int(losses(broken / "run")[-1][0]) + 16)
     second = task(job, 1)
     with frozen(second):
-        hours, minutes, _ = map(int, cluster.job(job)["RunTime"].split(":"))
-        limit = str(60 * hours + minutes + 2)
+        # In whole minutes: the next one that leaves time before the signal.
+        hours, minutes, seconds = map(int, cluster.job(job)["RunTime"].split(":"))
+        limit = str(60 * hours + minutes + (1 if seconds < 35 else 2))
         cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
         wait_for_state(cluster, job, "PENDING", broken, 130)  # its signals wake the rank
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
@@ -146,6 +148,25 @@ def test_whatever_happens_to_a_job_it_ends_as_if_unbroken(cluster: Cluster, tmp_
     assert said.count("resumed from") >= 3, said
     assert_same(latest(broken / "run"), latest(unbroken / "run"))
     assert losses(broken / "run") == losses(unbroken / "run")
+
+
+def test_the_quickstart_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    """The command of the README, over in seconds."""
+    command = [
+        sys.executable, str(ROOT / "main_distributed.py"),
+        "--fname", str(ROOT / "configs/quickstart.yaml"), "--folder", str(tmp_path / "logs"),
+        "--partition", "debug", "--nodes", "2", "--tasks-per-node", "1", "--time", "10",
+        f"logging.folder={tmp_path / 'run'}", "optimization.epochs=1", "optimization.warmup=0",
+    ]  # fmt: skip
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=cluster.environment, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    job = int(result.stdout.split()[1].rstrip(":"))
+    wait_for_state(cluster, job, "COMPLETED", tmp_path, 200)
+    assert "finished: 1 epochs, 20 steps" in output(tmp_path)
+    state = checkpoint.load(tmp_path / "run" / "quickstart-latest.pth.tar")
+    assert (state["world_size"], state["batch_size"]) == (2, 32)
 
 
 def test_srun_starts_the_same_script(cluster: Cluster, tmp_path: Path) -> None:
