@@ -25,8 +25,7 @@ def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device)
 
     Args:
         model: equal on all processes, on the CPU, so that no device ever holds the whole.
-        encoders: of the model, each with `blocks`. The last block stays with what is around them:
-            as only its class token is computed, its own `forward` is not called.
+        encoders: of the model, each with `blocks`.
         device: of this process.
 
     Raises:
@@ -41,7 +40,7 @@ def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device)
     mesh = init_device_mesh(device.type, (processes,))
     for encoder in encoders:
         blocks: Any = encoder.blocks
-        for block in blocks[:-1]:
+        for block in blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh)
     fully_shard(model, mesh=mesh)
