@@ -127,7 +127,7 @@ def run_on(processes: int, *arguments: Any) -> dict[str, Any]:
 
 def compare(images: int, image_size: int, steps: int, rounds: int) -> None:
     """Print seconds per step of both sides, and what the collectives are."""
-    from train_step import cpu_name
+    from measure import cpu_name
 
     alone, together = [], []
     for _ in range(rounds):
