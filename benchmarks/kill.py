@@ -142,7 +142,8 @@ def main() -> None:
         assert ended(process) == 0
         seconds = time.monotonic() - begin
         for how in ("whole", "rank", "writing"):
-            study(how, getattr(options, how), unbroken, seconds)
+            if kills := getattr(options, how):
+                study(how, kills, unbroken, seconds)
 
 
 if __name__ == "__main__":
