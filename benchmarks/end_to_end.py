@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from data import jpegs
 from measure import machine, wait_for, write_results
-from subjects import MODELS, random_views, recipe
+from subjects import random_views, recipe, step_parser
 
 from msn.build import Parts, build_parts
 from msn.config import Config
@@ -61,22 +61,16 @@ def main() -> int:
     for name, value in results.items():
         print(f"{name:30}{value:10.3f}")
     if options.out:
-        what = {"machine": machine(device), "rows": results, "command": sys.argv[1:]}
-        write_results(options.out, f"end_to_end {options.device} {options.model}", what)
+        write_results(options, f"end_to_end {options.device} {options.model}", {"rows": results})
     return 0
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Training from JPEGs, end to end.")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--model", choices=MODELS, default="vits16", help="default vits16")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each (default 2)")
+    parser = step_parser("Training from JPEGs, end to end.", model="vits16", rounds=2)
     parser.add_argument("--steps", type=int, default=4, help="steps in a turn (default 4)")
-    parser.add_argument("--images", type=int, default=16, help="images in a batch (default 16)")
     parser.add_argument("--files", type=int, default=1024, help="JPEGs in the folder")
     parser.add_argument("--workers", default="auto", help="loader processes (default auto)")
     parser.add_argument("--augment-on", choices=("cpu", "device"), default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON file to put the results into")
     return parser.parse_args()
 
 

@@ -12,11 +12,10 @@ import argparse
 import json
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 from measure import PeakMemory, Step, in_fresh_process, machine, take_turns, wait_for, write_results
-from subjects import MODELS, recipe
+from subjects import recipe, step_parser
 
 from msn.build import build_anchor, use_bf16
 from msn.models.masking import kept_patches, random_keep
@@ -61,18 +60,12 @@ def main() -> int:
     off = rows[-1]["time ratio"] / rows[-1]["token ratio"] - 1
     print(f"\nmask .7, against what the tokens say: {100 * off:+.1f} % (at most {TOLERANCE:.0%})")
     if options.out:
-        what = {"machine": machine(device), "rows": rows, "command": sys.argv[1:]}
-        write_results(options.out, f"mask_ratio {options.device} {options.model}", what)
+        write_results(options, f"mask_ratio {options.device} {options.model}", {"rows": rows})
     return int(off > TOLERANCE)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The cost of the masked pass.")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--model", choices=MODELS, default="vitl16", help="default vitl16")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
-    parser.add_argument("--images", type=int, default=16, help="images in a batch (default 16)")
-    parser.add_argument("--out", type=Path, help="JSON file to put the results into")
+    parser = step_parser("The cost of the masked pass.", model="vitl16", rounds=3)
     parser.add_argument("--memory-of", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,5 +1,6 @@
 """How the benchmarks measure: turns, memory, a device's speed; and what machine it was."""
 
+import argparse
 import json
 import platform
 import resource
@@ -99,10 +100,12 @@ def in_fresh_process(arguments: list[str]) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def write_results(path: Path, name: str, results: Mapping[str, Any]) -> None:
-    """Put the results of one benchmark into a JSON file beside those of others."""
+def write_results(options: argparse.Namespace, name: str, results: Mapping[str, Any]) -> None:
+    """Put the results of one benchmark into the JSON file `options.out`, beside those of others."""
+    path: Path = options.out
     everything = json.loads(path.read_text()) if path.exists() else {}
-    everything[name] = {"date": time.strftime("%Y-%m-%d"), **results}
+    about = {"date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device(options.device))}
+    everything[name] = {**about, **results, "command": sys.argv[1:]}
     path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
 
 

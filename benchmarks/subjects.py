@@ -3,6 +3,7 @@
 All take the same uint8 views and keep the same patches.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,15 @@ def _lightly(parts: Parts, config: Config) -> Any:
         weight_decay=parts.schedules.weight_decay(1),
         device=parts.device,
     )
+
+
+def step_parser(description: str, *, model: str, rounds: int) -> argparse.ArgumentParser:
+    """The options of all benchmarks of training steps."""
+    parser = argparse.ArgumentParser(description=description)
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu (default) or cuda")
+    add("--model", choices=MODELS, default=model, help=f"default {model}")
+    add("--rounds", type=int, default=rounds, help=f"turns of each (default {rounds})")
+    add("--images", type=int, default=16, help="images in a batch (default 16)")
+    add("--out", type=Path, help="JSON file to put the results into")
+    return parser

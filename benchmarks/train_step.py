@@ -14,7 +14,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 from measure import (
@@ -26,7 +25,7 @@ from measure import (
     wait_for,
     write_results,
 )
-from subjects import MODELS, NAMES, fp32_losses, random_views, recipe, same_start, step_of
+from subjects import NAMES, fp32_losses, random_views, recipe, same_start, step_of, step_parser
 
 from msn.build import build_anchor, build_parts
 from msn.config import Config
@@ -69,9 +68,8 @@ def main() -> int:
         row["share of peak"] = row["TFLOP/s"] / (peak / 1e12)
     show(rows)
     if options.out:
-        what = {"title": title, "machine": machine(device), "rows": rows, "command": sys.argv[1:]}
         name = f"train_step {options.device} {options.model}" + " compiled" * options.compile
-        write_results(options.out, name, what)
+        write_results(options, name, {"title": title, "rows": rows})
     ratio = rows["ours"].get("time ratio", float("inf"))
     if options.require and ratio < options.require:
         print(f"error: the ratio {ratio:.2f} is below {options.require:g}")
@@ -80,18 +78,13 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A training step, side by side.")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--model", choices=MODELS, default="vits16", help="default vits16")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each (default 5)")
+    parser = step_parser("A training step, side by side.", model="vits16", rounds=5)
     parser.add_argument("--warm-up", type=int, default=1, help="steps before that (default 1)")
-    parser.add_argument("--images", type=int, default=16, help="images in a batch (default 16)")
     parser.add_argument(
         "--subjects", nargs="+", choices=NAMES, default=NAMES, help="what to compare (default all)"
     )
     parser.add_argument("--compile", action="store_true", help="ours with meta.compile")
     parser.add_argument("--require", type=float, help="fail when the ratio is below this")
-    parser.add_argument("--out", type=Path, help="JSON file to put the results into")
     parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -157,6 +157,7 @@ SIBLINGS = {
     },
     ("msn.interop.weights", "msn.pretrained"): "the architecture that tensors tell",
     ("msn.interop.card", "msn.pretrained"): "its official name",
+    ("msn.interop.official", "msn.pretrained"): "the names of the two encoders in a file",
     ("msn.interop.classifiers", "msn.pretrained"): "which encoder a classifier is for",
     ("msn.report", "msn.evaluation.knn"): "a column of the table",
     ("msn.report", "msn.evaluation.lowshot"): "the other columns",

@@ -78,12 +78,9 @@ class FrozenEncoder:
         self.image_size = image_size
         self.channels = vit.in_chans
         self.mean, self.std = tuple(mean), tuple(std)
+        places = {each.cls_token.device for each in self._vits}
         self._statistics = {
-            vit.cls_token.device: (
-                torch.tensor(self.mean, device=vit.cls_token.device),
-                torch.tensor(self.std, device=vit.cls_token.device),
-            )
-            for vit in self._vits
+            place: torch.tensor([self.mean, self.std], device=place) for place in places
         }
         self.digest = digest
         self.bf16 = bf16

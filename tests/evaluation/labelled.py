@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from msn import checkpoint
+from msn.data.sources import open_source
 from msn.data.sources.digits import Digits
 from msn.models.encoder import EncoderSize, build_encoder
 
@@ -57,6 +58,13 @@ def values(weights: Path, folder: Path, **changes: Any) -> dict[str, dict[str, A
         section, _, key = name.partition("__")
         sections.setdefault(section, {})[key] = value
     return sections
+
+
+def listed(path: Path, indices: range) -> str:
+    """Write a list of training images, as `data.subset` takes it; its path."""
+    source = open_source(source="digits", root_path=None, image_folder="", split="train")
+    path.write_text("\n".join(source.name(index) for index in indices), encoding="utf-8")
+    return str(path)
 
 
 def write(path: Path, sections: dict[str, Any]) -> Path:

@@ -11,14 +11,13 @@ from msn import checkpoint
 from msn.cli import main
 from msn.config import FinetuneConfig, load
 from msn.data.labelled import CentreCrop
-from msn.data.sources import open_source
 from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer, finetune
 from msn.evaluation.job import build_job, read_weights
 from msn.models.classifier import Classifier
 from msn.models.encoder import EncoderSize, build_encoder
 from tests.distributed.processes import run_on
-from tests.evaluation.labelled import CPU, ROOT, values, write
+from tests.evaluation.labelled import CPU, ROOT, listed, values, write
 from tests.runs import assert_same, killed_at
 
 # Every part of the recipe, at strengths that two epochs bear.
@@ -170,13 +169,10 @@ def test_two_processes_are_one_with_the_whole_batch(weights: Path, tmp_path: Pat
 
 
 def test_a_list_of_images_to_learn_from(weights: Path, tmp_path: Path) -> None:
-    source = open_source(source="digits", root_path=None, image_folder="", split="train")
-    listed = [source.name(index) for index in range(0, 240, 2)]
-    (tmp_path / "list.txt").write_text("\n".join(listed))
     few = config(
         weights,
         tmp_path / "run",
-        data__subset=str(tmp_path / "list.txt"),
+        data__subset=listed(tmp_path / "list.txt", range(0, 240, 2)),
         optimization__batch_size=20,
     )
     finetune(few, CPU)

@@ -11,12 +11,11 @@ import torch
 from msn import checkpoint
 from msn.cli import main
 from msn.config import LinearConfig, load
-from msn.data.sources import open_source
 from msn.errors import RunError, UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.linear import linear_evaluation
 from tests.distributed.processes import run_on
-from tests.evaluation.labelled import CPU, values, write
+from tests.evaluation.labelled import CPU, listed, values, write
 from tests.runs import assert_same, killed_at
 
 # Names and values of the official configs/eval/lineval_msn_vits16.yaml.
@@ -179,13 +178,10 @@ def test_two_processes_are_one_with_the_whole_batch(
 
 
 def test_a_list_of_images_to_learn_from(weights: Path, tmp_path: Path) -> None:
-    source = open_source(source="digits", root_path=None, image_folder="", split="train")
-    listed = [source.name(index) for index in range(0, 120, 2)]
-    (tmp_path / "list.txt").write_text("\n".join(listed))
     few = config(
         weights,
         tmp_path / "run",
-        data__subset=str(tmp_path / "list.txt"),
+        data__subset=listed(tmp_path / "list.txt", range(0, 120, 2)),
         optimization__batch_size=20,
     )
     linear_evaluation(few, CPU)

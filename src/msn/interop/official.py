@@ -10,9 +10,9 @@ from msn import checkpoint
 from msn.data.normalisation import Normalisation
 from msn.errors import UserError
 from msn.interop.weights import Weights, weights_from
+from msn.pretrained import KEYS
 
 Which = Literal["target", "anchor"]
-KEYS: dict[Which, str] = {"target": "target_encoder", "anchor": "encoder"}
 
 
 def read(path: Path, *, which: Which = "target", num_heads: int | None = None) -> Weights:
