@@ -4,7 +4,7 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msn.errors import Interrupted, UserError
 
@@ -47,10 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Overrides first: an option that takes several values would take those behind it too.
     rest = sorted(words[length:], key=lambda word: not OVERRIDE.match(word))
     options = parser.parse_intermixed_args(rest)
+    code = _outcome(command.run, options)
+    if code:
+        from msn.distributed import leave  # torch comes along, which help can do without
+
+        leave(code)
+    return code
+
+
+def _outcome(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Run a command and say what went wrong, if anything did; the exit code."""
     try:
-        command.run(options)
+        run(options)
     except UserError as error:
-        from msn.distributed import report  # torch comes along, which help can do without
+        from msn.distributed import report
 
         report(error)
         prefix = "" if isinstance(error, Interrupted) else "error: "

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -305,6 +306,18 @@ def job_name() -> str:
     """The SLURM job that this is, which keeps its name when it is queued again; or nothing."""
     number = os.environ.get("SLURM_JOB_ID")
     return f"SLURM job {number}" if number else ""
+
+
+def leave(code: int) -> None:
+    """End a process that failed among others with its exit code; return if it is alone.
+
+    Not through the end of the interpreter: the connections are still open, and closing them while
+    the others do so too may abort the process after it has said all, with another code.
+    """
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def report(error: BaseException) -> None:

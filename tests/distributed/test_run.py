@@ -149,11 +149,11 @@ def test_a_signal_to_any_rank_stops_all(tmp_path: Path) -> None:
     wait_for_step(process, 9)
     os.kill(children(process)[1], signal.SIGTERM)
     code, _, err = finished(process, timeout=60)
-    assert code == 130
+    assert code == 130, err
     assert "stopped after step" in err
     # A second run in the folder would be refused while the first is there; see test_lock.
     code, out, err = finished(spawned(config, "criterion.global_batch_size=48"))
-    assert code == 2
+    assert code == 2, err
     assert "global batch of 32 = 16 x 2 processes, this run has 48 = 24 x 1" in err
     code, out, _ = finished(spawned(config, "optimization.epochs=1", processes=1))
     assert code == 0

@@ -162,6 +162,30 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, port: int) -> None:
     assert "rank 0 cannot go on" in text(tmp_path / "1")
 
 
+def test_the_end_of_the_interpreter_does_not_change_the_exit_code(
+    tmp_path: Path, port: int
+) -> None:
+    """Closing the connections while others do so too may abort; the code has to stand by then."""
+    aborting = (
+        "import atexit, os, sys; from msn.cli import main;"
+        " atexit.register(os.abort); sys.exit(main(sys.argv[1:]))"
+    )
+    words = command(tmp_path, "meta.load_checkpoint=true")  # only rank 0 looks for it
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", aborting, *words],
+            env={**os.environ, **world(rank, 2, port)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 3], said
+    assert "meta.load_checkpoint is true, but" in said[0]
+    assert "rank 0 cannot go on" in said[1]
+
+
 def test_another_version_of_the_code_is_refused(tmp_path: Path, port: int) -> None:
     """A checkout that one machine has pulled and the other has not."""
     shutil.copytree(ROOT / "src", tmp_path / "pulled")
