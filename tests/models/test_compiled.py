@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from msn import collectives
 from msn.build import build_parts
 from msn.devices import require_compiler
 from msn.errors import UserError
-from msn.pretrain import train_step
-from tests.experiments import batches, tiny_config, tiny_parts
+from msn.pretrain import pretrain, train_step
+from tests.distributed.processes import run_on
+from tests.experiments import batches, tiny_config, tiny_parts, write_tiny
+from tests.runs import assert_same, killed_at
+from tests.test_pretrain import latest
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"
@@ -53,6 +57,55 @@ def test_compiled_equals_eager_in_fp32(tmp_path: Path) -> None:
     for name, gradient in gradients.items():
         torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-3, atol=1e-5 * largest)
     assert list(same_weights) == list(weights)
+
+
+def gradient(folder: Path, precision: str, compiled: bool) -> Tensor:
+    """Of the first step, all parameters in one vector."""
+    parts = tiny_parts(folder, meta__compile=compiled, meta__precision=precision)
+    train_step(parts, batches(parts, 32, 1)[0], 0)
+    gradients = [p.grad.flatten() for p in parts.model.parameters() if p.grad is not None]
+    return torch.cat(gradients)
+
+
+@needs_compiler
+def test_compiled_is_as_close_to_fp32_in_bf16(tmp_path: Path) -> None:
+    """Neither keeps every product's rounding: what counts is the distance from the exact."""
+    exact = gradient(tmp_path, "fp32", compiled=False)
+
+    def distance(compiled: bool) -> float:
+        found = gradient(tmp_path, "bf16", compiled)
+        return float((found - exact).norm() / exact.norm())
+
+    eager, compiled = distance(compiled=False), distance(compiled=True)
+    assert 0 < compiled < 1.5 * eager < 0.1
+
+
+@needs_compiler
+def test_a_compiled_run_killed_and_resumed_ends_as_if_unbroken(tmp_path: Path) -> None:
+    changes = {"meta__compile": True, "logging__checkpoint_freq_itr": 7}
+    pretrain(tiny_config(tmp_path / "whole", **changes), torch.device("cpu"))
+    file = write_tiny(tmp_path / "tiny.yaml", tmp_path / "killed", **changes)
+    killed_at(["pretrain", "--fname", str(file)], 12)
+    assert 0 < latest(tmp_path / "killed")["step"] < 40
+    pretrain(tiny_config(tmp_path / "killed", **changes), torch.device("cpu"))
+    assert_same(latest(tmp_path / "killed"), latest(tmp_path / "whole"))
+
+
+def trained_together(folder: Path, compiled: bool) -> tuple[list[float], Tensor]:
+    """Losses of two steps on several processes, and a weight of the first block after them."""
+    parts = tiny_parts(folder, meta__compile=compiled, criterion__batch_size=16).replicated()
+    own = batches(parts, 16, 4)[collectives.rank() :: 2]
+    losses = [float(train_step(parts, views, step).loss) for step, views in enumerate(own)]
+    return losses, parts.model.anchor.blocks[0].attn.qkv.weight.detach()
+
+
+@needs_compiler
+def test_two_compiled_processes_train_as_two_others(tmp_path: Path) -> None:
+    eager = run_on(2, trained_together, tmp_path, False)
+    compiled = run_on(2, trained_together, tmp_path, True)
+    assert torch.equal(compiled[0][1], compiled[1][1])
+    for (losses, _), (same_losses, _) in zip(eager, compiled, strict=True):
+        assert same_losses == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
