@@ -28,16 +28,21 @@ def main() -> None:
 
 def draw_ratios(axis: Any, steps: dict[str, Any], column: str, title: str) -> None:
     """Bars of one column, a group for each run."""
-    for position, result in enumerate(steps.values()):
-        for offset, (subject, row) in enumerate(result["rows"].items()):
-            bar = axis.bar(position + 0.28 * (offset - 1), row[column], 0.25, color=f"C{offset}")
-            axis.bar_label(bar, fmt="%.2f")
-            if position == 0:
-                bar.set_label(subject)
+    subjects = list(dict.fromkeys(subject for run in steps.values() for subject in run["rows"]))
+    for offset, subject in enumerate(subjects):
+        found = {
+            position: run["rows"][subject][column]
+            for position, run in enumerate(steps.values())
+            if subject in run["rows"]
+        }
+        places = [position + 0.22 * (offset - 1.5) for position in found]
+        bars = axis.bar(places, list(found.values()), 0.2, color=f"C{offset}", label=subject)
+        axis.bar_label(bars, fmt="%.2f", fontsize=6)
     axis.set_xticks(range(len(steps)), [name.removeprefix("train_step ") for name in steps])
+    axis.tick_params(axis="x", labelsize=8)
     axis.set_title(title, fontsize=10)
-    axis.margins(y=0.15)
-    axis.legend(fontsize=8)
+    axis.margins(y=0.3)
+    axis.legend(fontsize=7, ncols=len(subjects), loc="upper center")
 
 
 def draw_masks(axis: Any, masks: dict[str, Any]) -> None:

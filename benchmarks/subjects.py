@@ -1,4 +1,4 @@
-"""What the benchmarks compare: one training step of ours, of the plain baseline, of lightly's.
+"""What the benchmarks compare: a training step of the plain baseline, of lightly's, and ours twice.
 
 All take the same uint8 views and keep the same patches.
 """
@@ -11,7 +11,7 @@ import torch
 from baseline import Baseline, Settings
 from measure import Step
 
-from msn.build import Parts, share_out
+from msn.build import Parts, build_parts, share_out
 from msn.config import Config, load_config
 from msn.data.batch import Views
 from msn.models.encoder import ENCODERS
@@ -24,7 +24,7 @@ MODELS = {  # the recipes, with the masks of the paper
     "vitl16": "msn_vitl16.yaml",
     "vitb8": "msn_vitb8.yaml",
 }
-NAMES = ("baseline", "lightly", "ours")
+NAMES = ("baseline", "lightly", "ours", "compiled")
 
 
 def recipe(model: str, images: int, *changes: str) -> Config:
@@ -98,7 +98,10 @@ def fp32_losses(parts: Parts, baseline: Baseline, views: Views) -> tuple[float, 
 
 def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
     """The training step of one of `NAMES`. `parts` are trained by ours, else asked for patches."""
-    if name == "ours":
+    if name == "compiled":
+        meta = config.meta.model_copy(update={"compile": True})
+        parts = build_parts(config.model_copy(update={"meta": meta}), parts.device)
+    if name in ("ours", "compiled"):
         return lambda step: train_step(parts, views.normalised(parts.mean, parts.std), step)
     other = same_start(parts, config) if name == "baseline" else _lightly(parts, config)
     momentum = parts.schedules.momentum

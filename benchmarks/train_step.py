@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py                 ViT-S/16, 16 images, 1 random + 10 focal views
     python benchmarks/train_step.py --require 2.0   fails below twice as fast as the baseline
-    python benchmarks/train_step.py --device cuda --model vitb16 --images 64 --compile
+    python benchmarks/train_step.py --device cuda --model vitb16 --images 64
 
 Ours and the baseline start from the same weights and must first agree on the loss in fp32; all get
 the same uint8 views and keep the same patches. Then they take turns, so that whatever else the
@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 
 import torch
 from measure import (
@@ -21,6 +20,7 @@ from measure import (
     in_fresh_process,
     machine,
     matmul_flops,
+    seconds,
     take_turns,
     wait_for,
     write_results,
@@ -39,40 +39,30 @@ def main() -> int:
     if options.memory_of:
         print(json.dumps(peak_memory(options.memory_of, options)))
         return 0
-    config, device = config_of(options), torch.device(options.device)
+    memory = {name: in_fresh_process(memory_arguments(name)) for name in options.subjects}
+    config, device = recipe(options.model, options.images), torch.device(options.device)
     parts, views = build_parts(config, device), random_views(config, device)
-    agreed = losses_agree(config, options)
-    if not agreed:
+    if not losses_agree(options):
         return 1
     steps = {name: step_of(name, parts, config, views) for name in options.subjects}
-    if options.compile:
-        start = time.perf_counter()
-        steps["ours"](0)
-        wait_for(device)
-        print(f"first step, compiling: {time.perf_counter() - start:.1f} s")
+    if "compiled" in steps:
+        print(f"first step, compiling: {seconds(steps['compiled'], 0, device):.1f} s")
     times = take_turns(steps, options.rounds, device, warm_up=options.warm_up)
-    memory = {name: in_fresh_process(memory_arguments(name)) for name in options.subjects}
     rows = table(config, times, memory, options)
-    peak = matmul_flops(device)
     data, precision = config.data, "bf16" if parts.bf16 else "fp32"
     title = (
         f"{config.meta.model_name}, {options.images} images, {data.rand_views} random +"
         f" {data.focal_views} focal views, patch_drop {data.patch_drop:g}; ours in {precision}"
-        + (", compiled" if options.compile else "")
     )
-    print(
-        f"\n{title}; median of {options.rounds} rounds\n{machine(device)}; bf16 matrix product of"
-    )
-    print(f"2048 or 8192 rows: {peak / 1e12:.3f} TFLOP/s; a share of the peak is a share of that\n")
-    for row in rows.values():
-        row["share of peak"] = row["TFLOP/s"] / (peak / 1e12)
+    print(f"\n{title}; median of {options.rounds} rounds\n{machine(device)}")
+    print("a share of the peak is one of a bf16 product of 2048 (GPU: 8192) rows\n")
     show(rows)
     if options.out:
-        name = f"train_step {options.device} {options.model}" + " compiled" * options.compile
+        name = f"train_step {options.device} {options.model}"
         write_results(options, name, {"title": title, "rows": rows})
-    ratio = rows["ours"].get("time ratio", float("inf"))
-    if options.require and ratio < options.require:
-        print(f"error: the ratio {ratio:.2f} is below {options.require:g}")
+    best = max(rows[name].get("time ratio", 0.0) for name in rows)
+    if options.require and best < options.require:
+        print(f"error: the best ratio, {best:.2f}, is below {options.require:g}")
         return 1
     return 0
 
@@ -83,19 +73,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--subjects", nargs="+", choices=NAMES, default=NAMES, help="what to compare (default all)"
     )
-    parser.add_argument("--compile", action="store_true", help="ours with meta.compile")
-    parser.add_argument("--require", type=float, help="fail when the ratio is below this")
+    parser.add_argument("--require", type=float, help="fail when the best ratio is below this")
     parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def config_of(options: argparse.Namespace, *changes: str) -> Config:
-    if options.compile:
-        changes = ("meta.compile=true", *changes)
-    return recipe(options.model, options.images, *changes)
-
-
-def losses_agree(config: Config, options: argparse.Namespace) -> bool:
+def losses_agree(options: argparse.Namespace) -> bool:
     """Whether ours and the baseline compute the same, in fp32, on two images."""
     config = recipe(options.model, 2, "meta.precision=fp32")
     parts = build_parts(config, torch.device("cpu"))
@@ -110,7 +93,7 @@ def losses_agree(config: Config, options: argparse.Namespace) -> bool:
 
 def peak_memory(name: str, options: argparse.Namespace) -> int:
     """Bytes of two steps, the first of which allocates the optimiser's state."""
-    config, device = config_of(options), torch.device(options.device)
+    config, device = recipe(options.model, options.images), torch.device(options.device)
     parts, views = build_parts(config, device), random_views(config, device)
     step = step_of(name, parts, config, views)
     memory = PeakMemory(device)
@@ -133,6 +116,7 @@ def table(
     """A row for each subject; ratios are medians over the rounds, against the baseline."""
     with torch.device("meta"):
         flops = flops_per_image(config, build_anchor(config, 3)) * options.images
+    peak = matmul_flops(torch.device(options.device))
     rows = {}
     for name, own in times.items():
         median = statistics.median(own)
@@ -149,12 +133,13 @@ def table(
                 row[key] = statistics.median(theirs / mine for theirs, mine in pairs)
         if "baseline" in memory:
             row["memory ratio"] = memory[name] / memory["baseline"]
+        row["share of peak"] = flops / median / peak
         rows[name] = row
     return rows
 
 
 def show(rows: dict[str, dict[str, float]]) -> None:
-    columns = list(rows["ours"] if "ours" in rows else next(iter(rows.values())))
+    columns = list(next(iter(rows.values())))
     print(f"{'':10}" + "".join(f"{column:>15}" for column in columns))
     for name, row in rows.items():
         cells = (

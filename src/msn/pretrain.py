@@ -217,7 +217,9 @@ def log_step(
     bad_images: int,
 ) -> None:
     """Read the metrics of a step from the device, write one row, warn of a collapse."""
-    metrics = {name: float(value) for name, value in parts.model.metrics(result.output).items()}
+    tensors = {"grad_norm": result.grad_norm, **parts.model.metrics(result.output)}
+    fetched = torch.stack([value.double() for value in tensors.values()]).tolist()  # at once
+    metrics = dict(zip(tensors, fetched, strict=True))
     images_per_s, data_wait, ms_per_step = timer.read()
     epoch, iteration = divmod(step, parts.steps_per_epoch)
     log.log(
@@ -229,7 +231,7 @@ def log_step(
             "lr": parts.schedules.learning_rate(step + 1),
             "wd": parts.schedules.weight_decay(step + 1),
             "momentum": parts.schedules.momentum(step),
-            "grad_norm": float(result.grad_norm),
+            "grad_norm": metrics.pop("grad_norm"),
             "images_per_s": images_per_s,
             "data_wait": data_wait,
             "bad_images": bad_images,

@@ -94,6 +94,14 @@ def test_two_processes_log_what_one_does(two: Path, tmp_path: Path) -> None:
         assert both[1] == pytest.approx(one[1], abs=1e-3)
 
 
+def test_two_processes_are_profiled_as_one_run(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tmp_path / "run")
+    code, out, err = finished(spawned(config, "--profile", "4"))
+    assert code == 0, err
+    assert re.findall(r"^(\d+) steps of (\d+) images", out, re.MULTILINE) == [("4", "32")]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tiny-trace.json"]
+
+
 def test_only_rank_0_writes(two: Path) -> None:
     assert {path.name for path in two.iterdir()} == {
         "tiny-latest.pth.tar",
