@@ -24,7 +24,8 @@ MODELS = {  # the recipes, with the masks of the paper
     "vitl16": "msn_vitl16.yaml",
     "vitb8": "msn_vitb8.yaml",
 }
-NAMES = ("baseline", "lightly", "ours", "compiled")
+OURS = ("ours", "compiled")
+NAMES = ("baseline", "lightly", *OURS)
 
 
 def recipe(model: str, images: int, *changes: str) -> Config:
@@ -101,7 +102,7 @@ def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
     if name == "compiled":
         meta = config.meta.model_copy(update={"compile": True})
         parts = build_parts(config.model_copy(update={"meta": meta}), parts.device)
-    if name in ("ours", "compiled"):
+    if name in OURS:
         return lambda step: train_step(parts, views.normalised(parts.mean, parts.std), step)
     other = same_start(parts, config) if name == "baseline" else _lightly(parts, config)
     momentum = parts.schedules.momentum
