@@ -43,13 +43,12 @@ def test_flops_of_the_tiny_encoder(tmp_path: Path) -> None:
         anchor = build_anchor(config, channels=1)
 
     def forward(patches: int, kept: int) -> int:
-        tokens, width, hidden = kept + 1, 16, 64
+        tokens, width, heads, hidden = kept + 1, 16, 2, 64
         embed = 2 * patches * 4 * width
         block = 2 * tokens * (3 * width * width + width * width + 2 * width * hidden)
         attention = 2 * 2 * tokens * tokens * width
-        # The last block asks with the class token alone.
-        last = 2 * (tokens * 2 * width * width + 2 * width * width + 2 * width * hidden)
-        last += 2 * 2 * tokens * width
+        # The last block asks with the class token alone, and forms no keys and values.
+        last = 2 * (4 * width * width + 2 * width * hidden) + 2 * 2 * heads * tokens * width
         head = 2 * (16 * 24 + 24 * 24 + 24 * 8)
         return embed + block + attention + last + head
 

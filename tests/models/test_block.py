@@ -45,7 +45,10 @@ def test_the_block_is_timms(fused: bool) -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_in_bf16_it_is_as_close_to_the_truth_as_timms(fused: bool) -> None:
-    own, plain = both(torch.float32, fused)
+    check_bf16(*both(torch.float32, fused))
+
+
+def check_bf16(own: nn.Module, plain: nn.Module) -> None:
     x = tokens(torch.float32)
     truth = output_and_gradients(plain, x)
     mine, theirs = (output_and_gradients(block, x, bf16=True) for block in (own, plain))
@@ -69,11 +72,32 @@ def test_gradients_are_those_of_the_function() -> None:
     assert torch.autograd.gradcheck(lambda x: attention_linear(x, 2, last), qkv)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_the_class_token_alone_is_the_first_of_all(fused: bool) -> None:
-    own, _ = both(torch.float64, fused)
+class ClassToken(nn.Module):
+    """A block of which only the class token's output is wanted."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.block, Block):
+            return self.block(x, class_token_only=True)
+        return self.block(x)[:, 0]
+
+
+def test_the_class_token_alone_is_the_first_of_all() -> None:
+    """Value and gradients, also the key's bias's, which is none."""
+    own, plain = map(ClassToken, both(torch.float64, fused=False))
     x = tokens(torch.float64)
-    torch.testing.assert_close(own(x, class_token_only=True), own(x)[:, 0])
+    for mine, theirs in zip(
+        output_and_gradients(own, x), output_and_gradients(plain, x), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_the_class_token_in_bf16_is_as_close_to_the_truth_as_timms() -> None:
+    own, plain = map(ClassToken, both(torch.float32, fused=False))
+    check_bf16(own, plain)
 
 
 def kept_bytes(block: nn.Module, x: Tensor) -> int:

@@ -3,7 +3,7 @@
 timm's block with the same parameters, names and arithmetic. Of what lies between two matrix
 products, the input is kept and the rest computed again in the backward pass: a normalisation, a
 GELU, and, where attention is not fused, its weights. That costs a few percent of the time and saves
-more than half of the memory. torch.compile makes that choice itself, so it sees the plain block.
+more than half of the memory. torch.compile makes that choice itself, so it sees plain operations.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class Block(TimmBlock):
         """All tokens, or the class token alone, (B, D), without what only the others need."""
         if class_token_only:
             return self._class_token(x)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return super().forward(x)
         attention, mlp = self.attn, self.mlp
         qkv = norm_linear(x, self.norm1, attention.qkv)
@@ -37,28 +37,37 @@ class Block(TimmBlock):
         return x + self.drop_path2(self.ls2(gelu_linear(hidden, mlp.fc2)))
 
     def _class_token(self, x: Tensor) -> Tensor:
-        """All tokens give keys and values, the class token alone asks."""
-        attention, width = self.attn, x.shape[-1]
-        normed = self.norm1(x)
-        weights = attention.qkv.weight.split([width, 2 * width])
-        biases = attention.qkv.bias.split([width, 2 * width])
-        query = F.linear(normed[:, 0], weights[0], biases[0])
-        query = query.unflatten(-1, (attention.num_heads, 1, -1)) * attention.scale
-        both = F.linear(normed, weights[1], biases[1]).unflatten(-1, (2, attention.num_heads, -1))
-        key, value = both.permute(2, 0, 3, 1, 4)
-        mixed = (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
-        token = x[:, 0] + self.drop_path1(self.ls1(attention.proj(mixed.flatten(1))))
+        """The class token alone asks, so that neither keys nor values are formed.
+
+        A score `query @ (weight @ x)` is `(query @ weight) @ x`, with as many products as there are
+        heads instead of tokens, and so for the values. The key's bias moves all scores alike.
+        """
+        attention, heads = self.attn, self.attn.num_heads
+        normed = self.norm1(x).to(_product_dtype(attention.qkv.weight))
+        query_weight, key_weight, value_weight = attention.qkv.weight.chunk(3)
+        query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+        query = F.linear(normed[:, 0], query_weight, query_bias) * attention.scale
+        query = torch.einsum(
+            "bhd,hdk->bhk", query.unflatten(-1, (heads, -1)), key_weight.unflatten(0, (heads, -1))
+        )
+        mixed = (query @ normed.mT).softmax(dim=-1) @ normed
+        mixed = torch.einsum("bhk,hdk->bhd", mixed, value_weight.unflatten(0, (heads, -1)))
+        token = x[:, 0] + self.drop_path1(self.ls1(attention.proj(mixed.flatten(1) + value_bias)))
         return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     """`linear(norm(x))`, (..., D) -> (..., out), that keeps x but not norm(x)."""
+    if torch.compiler.is_compiling():
+        return _plain_linear(norm(x), linear)
     dtype = _product_dtype(linear.weight)
     return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias, dtype)
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     """`linear(gelu(x))`, (..., D) -> (..., out), that keeps x but not gelu(x)."""
+    if torch.compiler.is_compiling():
+        return _plain_linear(F.gelu(x), linear)
     dtype = _product_dtype(linear.weight)
     return _GeluLinear.apply(x, linear.weight, linear.bias, dtype)
 
@@ -68,6 +77,12 @@ def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
 
     By matrix products, of which nothing is kept but `qkv`. `heads` divide D.
     """
+    if torch.compiler.is_compiling():
+        query, key, value = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
+        )
+        weights = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1)
+        return _plain_linear((weights @ value).transpose(1, 2).flatten(2), linear)
     dtype = _product_dtype(linear.weight)
     return _AttentionLinear.apply(qkv, heads, linear.weight, linear.bias, dtype)
 
@@ -151,6 +166,12 @@ class _AttentionLinear(torch.autograd.Function):
         torch.bmm(scores.mT, query, out=grads[1])
         grad_qkv = grads.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).flatten(2)
         return grad_qkv, None, grad_weight, grad_bias, None
+
+
+def _plain_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+    """`linear(x)`, the bias by itself: the compiler adds it in whatever follows, at no cost."""
+    product = F.linear(x, linear.weight)
+    return product + linear.bias.to(product.dtype)
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
