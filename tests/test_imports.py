@@ -37,7 +37,7 @@ FLOORS = {
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
-    " msn.data.device_views msn.data.batch msn.data.order msn.data.workers msn.optim"
+    " msn.data.colour msn.data.device_views msn.data.batch msn.data.order msn.data.workers msn.optim"
     " msn.checkpoint msn.runlog"
     " msn.health msn.devices msn.bad_images msn.data.staging msn.lock",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
@@ -108,6 +108,7 @@ SIBLINGS = {
     ("msn.configfile", "msn.sections.criterion"): "tags that a file may carry",
     ("msn.data.batch", "msn.data.device_views"): "finishes views that were cropped only",
     ("msn.data.batch", "msn.data.views"): "the views of one image of the batch",
+    ("msn.data.views", "msn.data.colour"): "one of the steps of a view",
     ("msn.data.device_views", "msn.data.views"): "the blur and the grey that both paths compute",
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
     ("msn.distributed", "msn.identity"): "all processes must be alike",

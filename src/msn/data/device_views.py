@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from msn.data.draws import BLUR, FACTORS, FLIP, GRAYSCALE, OPERATIONS, Operation
-from msn.data.views import BLUR_STEPS, LUMA, half_kernels
+from msn.data.views import BLUR_STEPS, half_kernels
 
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, of red, green and blue
 _CUT_OFF = -0.5  # by which PIL, cutting off the fraction, darkens what it blends, on average
 
 

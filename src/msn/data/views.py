@@ -4,9 +4,7 @@ What a view looks like is decided in `msn.data.draws`; `render` makes its pixels
 are uint8 (H, W, C).
 
 The pixel operations follow those of torchvision on PIL images, several times faster; the tests
-state how close they come. Each takes and returns uint8 (H, W, C), or (H, W) for grey images. Only
-three channels are colours: of others `contrast` takes the mean of all for their grey, `saturation`,
-`hue` and `grayscale` change nothing.
+state how close they come. Each takes and returns uint8 (H, W, C), or (H, W) for grey images.
 """
 
 from collections.abc import Callable
@@ -18,16 +16,15 @@ import numpy as np
 import torch
 
 from msn import keyed
-from msn.data.draws import Box, Draw, Operation, ViewSpec, draw_view, pack
+from msn.data.colour import adjust
+from msn.data.draws import Box, Draw, ViewSpec, draw_view, pack
 from msn.data.image import Image
 
 # A reduced image is used where every crop shrinks by this much more: its filter hardly shows then.
 REDUCING_GAP = 2
 BLUR_STEPS = 512  # kernels for each pixel of radius
+_NEGLIGIBLE = 2**-10  # weight in a kernel: a quarter of a grey level
 MOST_CHANNELS = 128  # of one call of OpenCV
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, of red, green and blue
-# PIL cuts off the fraction where OpenCV rounds. Short of a half, so that whole numbers stay.
-_CUT_OFF = -0.499
 
 
 class SampleViews(NamedTuple):
@@ -62,16 +59,17 @@ def make_views(
     draws = [draw_view(generator, height, width, scale, spec) for scale in scales]
     reduction = max_reduction([draw.box for draw in draws], [len(view) for view in views])
     pixels = _plane(image.pixels(reduction))
-    for draw, view in zip(draws, views, strict=True):
-        if reduction > 1:
-            draw = draw._replace(box=reduced_box(draw.box, reduction, pixels.shape))
-        if out.draws is None:
-            made = render(pixels, draw, len(view))
-        else:
-            made = crop(pixels, draw.box, len(view))
-        view[:] = made.reshape(view.shape)
-    if out.draws is not None:
+    boxes = [draw.box for draw in draws]
+    if reduction > 1:
+        boxes = [reduced_box(box, reduction, pixels.shape) for box in boxes]
+    # All crops first: image and code stay in the processor's caches.
+    crops = [crop(pixels, box, len(view)) for box, view in zip(boxes, views, strict=True)]
+    if out.draws is None:
+        crops = [augment(made, draw) for made, draw in zip(crops, draws, strict=True)]
+    else:
         out.draws[:] = [pack(draw) for draw in draws]
+    for view, made in zip(views, crops, strict=True):
+        view[:] = made.reshape(view.shape)
 
 
 def max_reduction(boxes: list[Box], sizes: list[int]) -> int:
@@ -111,13 +109,16 @@ def eval_view(image: np.ndarray, size: int) -> np.ndarray:
 
 def render(image: np.ndarray, draw: Draw, size: int) -> np.ndarray:
     """The pixels of one view, (size, size, C) or (size, size), of an image (H, W, C) or (H, W)."""
-    view = crop(image, draw.box, size)
+    return augment(crop(image, draw.box, size), draw)
+
+
+def augment(view: np.ndarray, draw: Draw) -> np.ndarray:
+    """All of a draw but its crop; may write to the view."""
     if draw.flip:
         view = _by_channels(lambda part: cv2.flip(part, 1), view)
-    for operation, factor in draw.jitter:
-        view = _JITTER[operation](view, factor)
-    if draw.grayscale:
-        view = grayscale(view)
+    if draw.jitter or draw.grayscale:
+        view = np.ascontiguousarray(view)
+        adjust(view, draw.jitter, grayscale=draw.grayscale)
     return view if draw.blur is None else gaussian_blur(view, draw.blur)
 
 
@@ -145,52 +146,10 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.permute(0, 2, 3, 1)[0].numpy().reshape(height, width, *image.shape[2:])
 
 
-def brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with black: 0 is black, 1 the image."""
-    return cv2.convertScaleAbs(image, alpha=factor, beta=_CUT_OFF)
-
-
-def contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the mean grey of the image: 0 is that grey, 1 the image."""
-    if _is_rgb(image):
-        grey = sum(w * m for w, m in zip(LUMA, cv2.mean(image), strict=False))
-    else:
-        grey = cv2.mean(image.reshape(len(image), -1))[0]
-    offset = (1 - factor) * int(grey + 0.5) + _CUT_OFF
-    if factor <= 1:  # nothing falls below zero, of which this would take the absolute value
-        return cv2.convertScaleAbs(image, alpha=factor, beta=offset)
-    return cv2.addWeighted(image, factor, image, 0, offset)
-
-
-def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with the grey version of the image: 0 is grey, 1 the image."""
-    if not _is_rgb(image):
-        return image
-    return cv2.transform(image, _GREY + factor * _COLOUR)
-
-
-def hue(image: np.ndarray, factor: float) -> np.ndarray:
-    """Turn the colour circle by `factor` of a full turn."""
-    shift = int(factor * 255)  # so in torchvision, though a full turn is 256 steps
-    if shift == 0 or not _is_rgb(image):
-        return image
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    rows = hsv.reshape(len(hsv), -1)
-    rows += _hue_row(shift % 256, len(hsv[0]))  # wraps around
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
-
-
-def grayscale(image: np.ndarray) -> np.ndarray:
-    """ITU-R 601 luma in every channel."""
-    if not _is_rgb(image):
-        return image
-    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-
-
 def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur with standard deviation `radius`, 0 to 2 pixels, as PIL approximates it."""
     kernel = _kernels()[round(radius * BLUR_STEPS)]
-    kernel = kernel if kernel[0] > 0 else kernel[3:-3]
+    kernel = kernel[kernel > 0]
     # Reflection comes closest to repeating the border pixel before each of the three passes.
     return _by_channels(
         lambda part: cv2.sepFilter2D(part, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT), image
@@ -211,8 +170,9 @@ def half_kernels() -> np.ndarray:
     beyond = np.abs(np.arange(-2, 3)) - inner[:, None]
     box = np.where(beyond <= 0, 1.0, np.where(beyond == 1, edge[:, None], 0.0))
     box /= box.sum(axis=1, keepdims=True)
-    kernels = np.fft.irfft(np.fft.rfft(box, 16) ** 3, 16)  # three passes: a cube
-    return np.where(kernels[:, 6:13] < 1e-12, 0, kernels[:, 6:13])
+    kernels = np.fft.irfft(np.fft.rfft(box, 16) ** 3, 16)[:, :13]  # three passes: a cube
+    kernels[kernels < _NEGLIGIBLE] = 0
+    return kernels[:, 6:] / kernels.sum(axis=1, keepdims=True)
 
 
 @lru_cache(maxsize=1)
@@ -221,32 +181,9 @@ def _kernels() -> np.ndarray:
     return np.concatenate((half[:, :0:-1], half), axis=1)
 
 
-_JITTER = {
-    Operation.BRIGHTNESS: brightness,
-    Operation.CONTRAST: contrast,
-    Operation.SATURATION: saturation,
-    Operation.HUE: hue,
-}
-# What makes a pixel (r, g, b, 1) grey, and what it lacks then.
-_GREY = np.array([[*LUMA, _CUT_OFF]] * 3)
-_COLOUR = np.eye(3, 4) - np.array([[*LUMA, 0]] * 3)
-
-
-@lru_cache(maxsize=1024)
-def _hue_row(shift: int, width: int) -> np.ndarray:
-    """What is added to a row of HSV pixels, flat."""
-    row = np.zeros((width, 3), np.uint8)
-    row[:, 0] = shift
-    return row.ravel()
-
-
 def _plane(image: np.ndarray) -> np.ndarray:
     """(H, W, C), or (H, W) of a grey image (H, W, 1)."""
     return image[..., 0] if image.shape[2] == 1 else image
-
-
-def _is_rgb(image: np.ndarray) -> bool:
-    return image.ndim == 3 and image.shape[2] == 3
 
 
 def _by_channels(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
