@@ -37,8 +37,8 @@ FLOORS = {
     " msn.data.sources.base msn.data.sources.digits msn.data.sources.folder"
     " msn.data.sources.hugging_face msn.data.sources.idx msn.data.sources.image_list"
     " msn.data.sources.shards msn.data.sources.torchvision_sets msn.data.views"
-    " msn.data.colour msn.data.device_views msn.data.batch msn.data.order msn.data.workers msn.optim"
-    " msn.checkpoint msn.runlog"
+    " msn.data.colour msn.data.device_views msn.data.batch msn.data.order msn.data.workers"
+    " msn.optim msn.checkpoint msn.runlog"
     " msn.health msn.devices msn.bad_images msn.data.staging msn.lock",
     0: "msn msn.data msn.evaluation msn.models msn.config msn.configfile msn.sections"
     " msn.sections.base msn.sections.evaluation msn.sections.criterion msn.sections.data"

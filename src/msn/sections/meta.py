@@ -69,7 +69,7 @@ class Meta(Section):
     checkpoint_activations: bool = False
     """Compute the blocks' activations again in the backward pass: less memory, more time."""
     compile: bool = False
-    """Compile the encoder's blocks: faster steps after a first one that takes half a minute or more."""
+    """Compile the encoder's blocks: faster steps, but the first takes half a minute or more."""
     shard: bool = False
     """Share weights, gradients and moments out over the processes: less memory, more traffic."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
