@@ -158,12 +158,12 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
     """Images per second of 2 loader processes over those of 1, the median of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train").mkdir()
-        for i in range(256):
+        for i in range(512):
             (Path(folder) / "train" / f"{i}.jpg").write_bytes(files[i % len(files)])
         source = open_source(source="folder", root_path=folder, image_folder="", split="train")
 
         def seconds(workers: int) -> float:
-            steps = 16
+            steps = 32
             stream = training_batches(
                 source, SPEC, batch_size=16, steps_per_epoch=steps, start_step=0,
                 stop_step=3 * steps, seed=0, num_workers=workers,
@@ -180,7 +180,7 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="JPEGs to views, side by side.")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
+    parser.add_argument("--rounds", type=int, default=21, help="turns of each (default 21)")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -210,7 +210,7 @@ def main() -> int:
         ("ours against torchvision", ratio(torchvision, ours), 4, 6),
         ("ours against lightly", ratio(lightly, ours), 4, 6),
         ("augment_on device against torchvision", ratio(torchvision, device), 8, 12),
-        ("2 workers against 1", worker_ratio(files, min(3, options.rounds)), 1.8, 1.95),
+        ("2 workers against 1", worker_ratio(files, min(5, options.rounds)), 1.8, 1.95),
     ):
         print(f"{name:44}{value:7.2f}{least:10g}{goal:7g}  {verdict(value, least, goal)}")
     value = ratio(ours, bare)

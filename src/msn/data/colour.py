@@ -66,11 +66,8 @@ def _luma(red: Any, green: Any, blue: Any) -> Any:
 
 
 @_inlined
-def _from_hue(largest: Any, spread: Any, hue: Any, place: Any) -> Any:
-    """One channel of a hue in 0 to 6; `place` is where on the circle it is least, plus 3."""
-    along = hue + place
-    along = along - float32(6) if along >= float32(6) else along
-    share = min(max(min(along, float32(4) - along), float32(0)), float32(1))
+def _less(largest: Any, spread: Any, share: Any) -> Any:
+    share = min(max(share, float32(0)), float32(1))
     return np.floor(largest - spread * share + float32(0.5))
 
 
@@ -104,9 +101,9 @@ def _turn_hue(red: np.ndarray, green: np.ndarray, blue: np.ndarray, shift: float
         hue = (hue - float32(256) * np.floor(hue * float32(1 / 256))) * float32(6 / 255)
         saturation = np.floor(chroma * float32(255) / max(largest, float32(1)))
         spread = largest * saturation * float32(1 / 255)
-        red[i] = _from_hue(largest, spread, hue, float32(5))
-        green[i] = _from_hue(largest, spread, hue, float32(3))
-        blue[i] = _from_hue(largest, spread, hue, float32(1))
+        red[i] = _less(largest, spread, float32(2) - abs(hue - float32(3)))
+        green[i] = _less(largest, spread, abs(hue - float32(2)) - float32(1))
+        blue[i] = _less(largest, spread, abs(hue - float32(4)) - float32(1))
 
 
 @_compiled
