@@ -86,7 +86,7 @@ def measured(
 ) -> list[tuple[float, float, float]]:
     """Seconds of a step end to end, of one on a batch at hand, and that the host waited for data.
 
-    Each number is a mean over `STEPS` steps in a row. What the loader had ready is used up first.
+    Each number is a mean over `--steps` steps in a row. What the loader had ready is used up first.
     """
     loaded, resident = batches(config, parts, 0), random_views(config, parts.device)
     ready = 1 + PREFETCH * worker_count(config.data.num_workers)
