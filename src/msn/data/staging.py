@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tarfile
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,11 @@ from typing import NamedTuple
 
 from msn.data.mapped import THREADS
 from msn.errors import UserError
+
+if sys.version_info >= (3, 12):
+    import tarfile
+else:  # before 3.10.12 and 3.11.4 Python's own cannot unpack safely
+    from backports import tarfile
 
 
 class _File(NamedTuple):
