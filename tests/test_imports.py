@@ -109,7 +109,7 @@ SIBLINGS = {
     ("msn.data.batch", "msn.data.device_views"): "finishes views that were cropped only",
     ("msn.data.batch", "msn.data.views"): "the views of one image of the batch",
     ("msn.data.views", "msn.data.colour"): "one of the steps of a view",
-    ("msn.data.device_views", "msn.data.views"): "the blur and the grey that both paths compute",
+    ("msn.data.device_views", "msn.data.views"): "the blur that both paths compute",
     ("msn.distributed", "msn.errors"): "so is a half-set environment",
     ("msn.distributed", "msn.identity"): "all processes must be alike",
     ("msn.collectives", "msn.errors"): "an error of one is known to all",
