@@ -143,8 +143,9 @@ def test_a_truncated_tar_file_is_refused(tmp_path: Path, mode: str, length: int)
     content = bytes(np.random.default_rng(0).integers(0, 256, 2000, dtype=np.uint8))
     archive = pack(tmp_path / "a.tar", ("a.jpg", content), ("b.jpg", content[::-1]), mode=mode)
     archive.write_bytes(archive.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file"):
+    with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file") as error:
         stage(archive, tmp_path / "scratch", print)
+    assert len(str(error.value).splitlines()) == 1
     assert leftovers(tmp_path / "scratch") == []
 
 

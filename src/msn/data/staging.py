@@ -89,7 +89,8 @@ def _unpack(archive: Path, target: Path) -> None:
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: is not safe to unpack ({error}); nothing was kept") from None
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive}: is not a whole tar file ({error}); replace it") from None
+        reason, *_ = str(error).split(":\n")  # then what each kind of compression says
+        raise UserError(f"{archive}: is not a whole tar file ({reason}); replace it") from None
 
 
 def _files(folder: Path) -> Iterator[_File]:
