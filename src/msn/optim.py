@@ -29,8 +29,7 @@ def parameter_groups(encoder: nn.Module, prototypes: nn.Parameter) -> list[dict[
 
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """AdamW (betas .9, .999, eps 1e-8). Learning rate and weight decay are set at every step."""
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups, lr=0.0, fused=devices <= {"cpu", "cuda"})
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 def set_hyperparameters(
