@@ -1,6 +1,7 @@
 # Needs Python >= 3.10 and make, nothing else: every target first makes its own environment, once.
 #   make demo     pre-train on the embedded handwritten digits and print what was learnt
 #   make test     what CI runs: lint, format, types, tests
+#   make oldest   the tests with the oldest libraries that pyproject.toml allows, in .venv-oldest
 # Another interpreter or place: make demo PYTHON=python3.12 VENV=/somewhere/else
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format
+.PHONY: demo test check oldest format
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -21,6 +22,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check uv
+	$(VENV)-oldest/bin/uv pip install --quiet --python $(VENV)-oldest/bin/python \
+		--resolution lowest-direct -e ".[dev]"
+	$(VENV)-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -66,7 +66,7 @@ def replicated(module: nn.Module) -> nn.Module:
     if world_size() == 1:
         return module
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.8
+        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.11
         return nn.parallel.DistributedDataParallel(
             module,
             static_graph=True,

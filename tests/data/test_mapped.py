@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +143,8 @@ def test_travels_as_a_path(build: Counted) -> None:
     build.file.write_text(" ".join(map(str, range(100_000))))
     found = cached("many", build)
     assert len(pickle.dumps(found)) < 1000
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(total, (found,)) == sum(range(100_000))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(total, found).result() == sum(range(100_000))
 
 
 def test_does_not_arrive_as_another(build: Counted) -> None:

@@ -68,10 +68,11 @@ def test_the_same_global_batch_on_1_2_and_4_processes(
         for own in together:
             assert own["weights"].keys() == alone["weights"].keys()
             for name, value in alone["weights"].items():
-                if dtype == torch.float32 and has_null_gradient(name):
+                null = has_null_gradient(name)
+                if null and dtype == torch.float32:
                     continue
                 difference = (own["weights"][name] - value).abs().max()
-                assert float(difference) < tolerance, name
+                assert float(difference) < tolerance * (10 if null else 1), name
             torch.testing.assert_close(
                 own["metrics"], alone["metrics"], rtol=tolerance, atol=tolerance
             )

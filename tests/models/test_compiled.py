@@ -77,7 +77,7 @@ def test_compiled_is_as_close_to_fp32_in_bf16(tmp_path: Path) -> None:
         return float((found - exact).norm() / exact.norm())
 
     eager, compiled = distance(compiled=False), distance(compiled=True)
-    assert 0 < compiled < 1.5 * eager < 0.1
+    assert 0 < compiled < 1.5 * eager < 0.2
 
 
 @needs_compiler
