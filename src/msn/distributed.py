@@ -155,12 +155,12 @@ def joined(
         UserError: the processes do not find each other or do not belong together.
         PeerLost: another process ended while this one was at work.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if world.size == 1:
         yield
         return
     store = _meet(world, identity, timeout, clock)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
         store=PrefixStore("group", store),

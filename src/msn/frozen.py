@@ -101,8 +101,8 @@ class FrozenEncoder:
 
         Args:
             images: uint8 arrays (H, W, C) of any sizes, of which the evaluation view is taken
-                (short side to 256/224 of `image_size`, centre crop); or a tensor of views that are
-                made already, uint8 (N, S, S, C).
+                (`msn.data.views.eval_view`); or a tensor of views that are made already, uint8
+                (N, S, S, C).
             taps: which features.
             batch_size: images at a time.
         """

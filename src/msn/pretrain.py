@@ -48,7 +48,8 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     """One optimiser step on one batch of normalised views.
 
     Order as in the official code: losses at `step`, hyperparameters of the schedule's next step,
-    backward, clip the encoder, AdamW, moving average. A step that is not finite changes nothing.
+    backward, clip the encoder, AdamW, moving average. A step that is not finite, and all after it,
+    leave anchor, prototypes and optimiser as they were.
     """
     model, optimizer, schedules = parts.model, parts.optimizer, parts.schedules
     # Stochastic depth draws from the global generators: key them, so that a resumed run agrees.

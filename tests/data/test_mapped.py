@@ -135,7 +135,7 @@ def test_nothing_else_is_left_behind(build: Counted, tmp_path: Path) -> None:
     assert kept(tmp_path).stat().st_mode & 0o077 == 0
 
 
-def total(arrays: Mapped) -> int:
+def total(arrays: Arrays) -> int:
     return int(arrays["numbers"].sum())
 
 

@@ -235,3 +235,14 @@ def test_a_wrong_request_is_one_line(
     assert expected in output.err
     assert len(output.err.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "run-latest.pth.tar").exists()
+
+
+def test_a_step_that_is_not_finite_changes_nothing(weights: Path, tmp_path: Path) -> None:
+    trained = learner(weights, tmp_path, **PLAIN)
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    assert trained.train_step(images, labels, 1).isfinite().all()
+    before = [parameter.clone() for parameter in trained.model.parameters()]
+    images[5, 0, 0, 0] = torch.nan
+    assert not trained.train_step(images, labels, 2).isfinite().any()
+    for parameter, value in zip(trained.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)

@@ -17,6 +17,7 @@ from msn.evaluation.linear import linear_evaluation
 from tests.distributed.processes import run_on
 from tests.evaluation.labelled import CPU, listed, values, write
 from tests.runs import assert_same, killed_at
+from tests.test_lock import held_by_another
 
 # Names and values of the official configs/eval/lineval_msn_vits16.yaml.
 OFFICIAL = {
@@ -200,6 +201,22 @@ def test_one_diverging_classifier_leaves_the_others_alone(
 def test_all_diverging_is_an_error(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"step \d+: the loss is not finite.*optimization.lr"):
         linear_evaluation(config(weights, tmp_path, optimization__lr=[3e38]), CPU)
+
+
+def test_a_diverged_classifier_is_not_saved(weights: Path, tmp_path: Path) -> None:
+    often = {"logging__checkpoint_freq_itr": 1, "logging__log_freq": 1000}
+    with pytest.raises(RunError, match="the loss is not finite") as error:
+        linear_evaluation(config(weights, tmp_path, optimization__lr=[3e38], **often), CPU)
+    assert str(error.value).startswith(f"step {latest(tmp_path)['step']}: ")  # that before it
+
+
+def test_one_run_in_a_folder(weights: Path, tmp_path: Path) -> None:
+    with (
+        held_by_another(checkpoint.lock_path(tmp_path, "run")),
+        pytest.raises(UserError, match="another run is writing to this folder"),
+    ):
+        linear_evaluation(config(weights, tmp_path), CPU)
+    assert not list(tmp_path.glob("*.pth.tar"))
 
 
 def test_released_files_hold_no_epoch_and_a_wrapper_prefix(

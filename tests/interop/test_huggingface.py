@@ -19,6 +19,8 @@ from transformers import (
     ViTMSNModel,
 )
 
+from msn.data.batch import normalise
+from msn.data.views import eval_view
 from msn.errors import UserError
 from msn.interop import anything, huggingface
 from msn.interop.tensorfile import read_file
@@ -96,25 +98,17 @@ def test_auto_classes_in_a_fresh_process(tmp_path: Path) -> None:
     assert result.stdout == "ViTMSNModel 16 True\n", result.stderr
 
 
-def test_the_processor_makes_the_evaluation_view(tmp_path: Path) -> None:
-    """Short side to 256 / 224, centre crop, normalise: as torchvision does it for ImageNet."""
-    from torchvision import transforms
-
-    weights = random_weights(image_size=28)
+@pytest.mark.parametrize(("side", "shape"), [(112, (128, 200, 3)), (28, (28, 28, 3))])
+def test_the_processor_makes_the_evaluation_view(
+    tmp_path: Path, side: int, shape: tuple[int, int, int]
+) -> None:
+    weights = random_weights(image_size=side)
     processor = AutoImageProcessor.from_pretrained(written(tmp_path / "a", weights))
-    pixels = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
-    reference = transforms.Compose(
-        [
-            transforms.Resize(32),
-            transforms.CenterCrop(28),
-            transforms.ToTensor(),
-            transforms.Normalize(*weights.normalisation),
-        ]
-    )
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     found = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
-    assert found.shape == (3, 28, 28)
-    grey_level = 1 / 255 / 0.22
-    assert (found - reference(Image.fromarray(pixels))).abs().max() < 1.1 * grey_level
+    mean, std = (torch.tensor(values) for values in weights.normalisation)
+    expected = normalise(torch.from_numpy(eval_view(pixels, side)), mean, std)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # crops, so not a pixel is off
 
 
 def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from msn.data.batch import normalise
+from msn.data.views import eval_view
 from msn.errors import UserError
 from msn.interop import anything, timm_vit
 from msn.interop.tensorfile import read_file
@@ -50,6 +54,20 @@ def test_any_size_as_a_folder(tmp_path: Path, size: EncoderSize, classes: int) -
     if weights.classifier:
         ours = ours @ weights.classifier.weight.T + weights.classifier.bias
     assert relative(ours, model(views)) < 1e-5
+
+
+@pytest.mark.parametrize(("side", "shape"), [(112, (128, 200, 3)), (28, (28, 28, 3))])
+def test_its_transform_makes_the_evaluation_view(
+    tmp_path: Path, side: int, shape: tuple[int, int, int]
+) -> None:
+    weights = random_weights(image_size=side, with_head=False)
+    timm_vit.write(tmp_path / "a", weights)
+    model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    mean, std = (torch.tensor(values) for values in weights.normalisation)
+    expected = normalise(torch.from_numpy(eval_view(pixels, side)), mean, std)
+    torch.testing.assert_close(transform(Image.fromarray(pixels)), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

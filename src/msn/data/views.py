@@ -92,19 +92,23 @@ def reduced_box(box: Box, reduction: int, shape: tuple[int, ...]) -> Box:
 def eval_view(image: np.ndarray, size: int) -> np.ndarray:
     """The one view for evaluation, uint8 (size, size, C).
 
-    The short side is resized to size * 256 / 224 and the centre is cut out, as for ImageNet. An
-    image no larger than `size` on either side is resized to the square as it is, since its borders
-    may not be spared.
+    The short side is resized to `eval_short_side(size)` and the centre is cut out.
     """
     height, width, channels = image.shape
-    source = _plane(image)
-    if max(height, width) <= size:
-        return resize(source, size, size).reshape(size, size, channels)
-    short = round(size * 256 / 224)
+    short = eval_short_side(size)
     tall, wide = short * height // min(height, width), short * width // min(height, width)
     top, left = round((tall - size) / 2), round((wide - size) / 2)
-    view = resize(source, tall, wide)[top : top + size, left : left + size]
+    view = resize(_plane(image), tall, wide)[top : top + size, left : left + size]
     return np.ascontiguousarray(view).reshape(size, size, channels)
+
+
+def eval_short_side(size: int) -> int:
+    """What the short side becomes before the evaluation view is cut out: size * 256 / 224.
+
+    That is for photographs. Digits, CIFAR and their like reach to the border: below 64 px nothing
+    is cut off a square image.
+    """
+    return round(size * 256 / 224) if size >= 64 else size
 
 
 def render(image: np.ndarray, draw: Draw, size: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def accuracy(
     counts: Tensor | float = 0.0
     for batch in batches:
         scores = logits(normalise(batch.images)).float()
-        counts = counts + _hits(scores, batch.labels.to(scores.device))
+        counts = counts + _hits(scores, batch.labels.to(scores.device, non_blocking=True))
     counts = torch.as_tensor(counts)
     return _scores(collectives.gather(counts[None]).sum(dim=0))
 

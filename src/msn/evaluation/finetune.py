@@ -26,6 +26,7 @@ from msn.evaluation.job import Job, build_job, read_weights
 from msn.evaluation.supervised import learn
 from msn.keyed import Stream, seed64
 from msn.models.classifier import NOT_DECAYED, Classifier
+from msn.optim import step_unless
 from msn.pretrained import Pretrained
 from msn.schedules import warmup_cosine
 from msn.sections.evaluation import FinetuneCriterion
@@ -81,9 +82,10 @@ class FinetuneLearner:
         with seeded(seed64(self.seed, Stream.STEP, step, collectives.rank())):
             parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
             losses = torch.stack([self._backward(*part) for part in parts])
-        if self.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self.optimizer.step()
+        limit = self.clip_grad if self.clip_grad is not None else torch.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        losses = losses + 0 * norm  # nan if a gradient is not finite
+        step_unless(self.optimizer, (~losses.isfinite().all()).float())
         if self.average:
             self.average.update(self.model)
         return losses.mean(dim=0, keepdim=True)
@@ -136,7 +138,7 @@ def build_optimizer(
         no_weight_decay_list=NOT_DECAYED,
         layer_decay=layer_decay,
     )
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999))
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
 def build_mix(criterion: FinetuneCriterion, classes: int) -> Mixup | None:

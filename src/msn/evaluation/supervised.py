@@ -4,6 +4,7 @@ The loop knows no method: it drives a learner, measures it on the `val` split af
 keeps the latest checkpoint, from which the same command goes on exactly, and the best.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,18 @@ from torch import Tensor
 
 from msn import checkpoint, collectives
 from msn.checkpoint import CLASSIFIER, State
-from msn.collectives import Ballot
+from msn.collectives import Ballot, agreed
 from msn.config import EvaluationFile
 from msn.data.batch import normalise
 from msn.data.labelled import Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count, worker_deaths
+from msn.distributed import job_name
 from msn.errors import Interrupted, RunError, UserError
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
 from msn.evaluation.job import Job
 from msn.files import replacing
 from msn.identity import changes
+from msn.lock import locked
 from msn.runlog import StepTimer, Table, csv_path
 from msn.signals import stop_on_signal
 
@@ -64,27 +67,33 @@ def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
     """Train from where the run was left; with `meta.training: false` only measure its best.
 
     Raises:
-        UserError: the checkpoint is of another run, or an image cannot be read.
+        UserError: the checkpoint is of another run, another run holds the folder, or an image
+            cannot be read.
         RunError: every classifier's loss stopped being finite.
         Interrupted: a signal asked to stop; the run is saved.
     """
     folder, tag = Path(config.logging.folder), config.logging.write_tag
     if not config.meta.training:
         return measure_best(config, job, learner)
-    checkpoint.prepare_folder(folder)
-    start, epochs = resume(config, job, learner)
-    if collectives.rank() == 0:
-        with replacing(checkpoint.config_path(folder, tag)) as path:
-            path.write_text(config.dump_yaml(), encoding="utf-8")
-    if start < job.total_steps:
-        train(config, job, learner, epochs, start)
+    chief = collectives.rank() == 0
+    with contextlib.ExitStack() as held:
+        with agreed():
+            checkpoint.prepare_folder(folder)
+            if chief:
+                held.enter_context(locked(checkpoint.lock_path(folder, tag), job=job_name()))
+        start, epochs = resume(config, job, learner)
+        if chief:
+            with replacing(checkpoint.config_path(folder, tag)) as path:
+                path.write_text(config.dump_yaml(), encoding="utf-8")
+        if start < job.total_steps:
+            train(config, job, learner, epochs, start)
     best = best_epoch(epochs)
     result = Result(
         dict(zip(learner.names, epochs[-1], strict=True)),
         dict(zip(learner.names, epochs[best - 1], strict=True)),
         best,
     )
-    if collectives.rank() == 0:
+    if chief:
         result.write(folder / f"{tag}-result.json")
     return result
 
@@ -102,12 +111,14 @@ def train(
         for step, batch in enumerate(training_batches(config, job, start), start):
             timer.data_ready()
             images = normalise(batch.images, job.mean, job.std)
-            losses = learner.train_step(images, batch.labels.to(images.device), step)
+            labels = batch.labels.to(images.device, non_blocking=True)
+            losses = learner.train_step(images, labels, step)
             timer.step_done(len(images) * collectives.world_size())
 
             done, stopping = step + 1, ballot.vote(stop.number)
             logs, ends = step % per_epoch % config.logging.log_freq == 0, done % per_epoch == 0
-            if logs or ends:
+            saves = ends or stopping or done % config.logging.checkpoint_freq_itr == 0
+            if logs or saves:
                 require_finite(losses, step)
             if logs:
                 log.step(step, losses, timer)
@@ -117,7 +128,7 @@ def train(
                     log.scores(step, epochs)
                     if best_epoch(epochs) == len(epochs):
                         save(config, job, learner, epochs, done, best_path(config))
-                if ends or stopping or done % config.logging.checkpoint_freq_itr == 0:
+                if saves:
                     save(config, job, learner, epochs, done, latest_path(config))
             if stopping and done < job.total_steps:
                 raise Interrupted(
@@ -128,7 +139,7 @@ def train(
 
 
 def training_batches(config: EvaluationFile, job: Job, start: int) -> Iterator[Batch]:
-    """The batches of this process for all steps from `start` on."""
+    """The batches of this process for all steps from `start` on. All processes call this."""
     return shuffled_batches(
         job.train,
         job.train_view,
@@ -137,7 +148,7 @@ def training_batches(config: EvaluationFile, job: Job, start: int) -> Iterator[B
         start_step=start,
         stop_step=job.total_steps,
         seed=config.meta.seed,
-        num_workers=worker_count(config.data.num_workers),
+        num_workers=worker_count(config.data.num_workers, collectives.sharing_cores()),
         rank=collectives.rank(),
         world_size=collectives.world_size(),
         pin_memory=config.data.pin_mem,
@@ -150,7 +161,7 @@ def measure(config: EvaluationFile, job: Job, learner: Learner) -> list[Score]:
         job.val,
         job.val_view,
         batch_size=job.batch_size,
-        num_workers=worker_count(config.data.num_workers),
+        num_workers=worker_count(config.data.num_workers, collectives.sharing_cores()),
         rank=collectives.rank(),
         world_size=collectives.world_size(),
         pin_memory=config.data.pin_mem,

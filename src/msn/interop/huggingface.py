@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from msn.data.normalisation import Normalisation
+from msn.data.views import eval_short_side
 from msn.errors import UserError
 from msn.files import new_folder, write_json
 from msn.interop import card
@@ -185,14 +186,14 @@ def _config(weights: Weights) -> dict[str, Any]:
 
 
 def _preprocessor(weights: Weights) -> dict[str, Any]:
-    """The evaluation view: short side to 256 / 224 of the size, centre crop, as for ImageNet."""
+    """The evaluation view, as a resize and a centre crop."""
     _, image_size, channels = _facts(weights)
     return {
         # ViT's own processor cannot crop; this one of transformers can, under all versions.
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": round(image_size * 256 / 224)},
+        "size": {"shortest_edge": eval_short_side(image_size)},
         "resample": 2,  # bilinear
         "do_center_crop": True,
         "crop_size": {"height": image_size, "width": image_size},

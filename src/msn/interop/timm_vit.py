@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from msn.data.normalisation import Normalisation
+from msn.data.views import eval_short_side
 from msn.errors import UserError
 from msn.files import new_folder, write_json
 from msn.interop import card
@@ -119,7 +120,7 @@ def _config(weights: Weights) -> dict[str, Any]:
             "input_size": [channels, side, side],
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": 224 / 256,
+            "crop_pct": side / eval_short_side(side),
             "crop_mode": "center",
             "mean": list(weights.normalisation.mean),
             "std": list(weights.normalisation.std),
