@@ -278,7 +278,13 @@ class TestModels:
     ],
 )
 def test_allowed_at_the_edge(write: Any, overrides: list[str]) -> None:
-    load_config(write(MINIMAL), overrides)
+    config = load_config(write(MINIMAL), overrides)
+    for override in overrides:
+        name, _, text = override.partition("=")
+        section, key = name.split(".")
+        value = yaml.safe_load(text)
+        expected = tuple(value) if isinstance(value, list) else value
+        assert getattr(getattr(config, section), key) == expected
 
 
 @given(patches=st.integers(1, 60), drop=st.floats(0, 1, exclude_max=True))

@@ -68,6 +68,8 @@ def encode(batch: Tensor) -> Tensor:
 def test_evaluation_images_are_the_evaluation_views_in_order() -> None:
     source = open_source(source="digits", root_path=None, image_folder="", split="val")
     found = evaluation_images(source, image_size=16)
+    by_worker = evaluation_images(source, image_size=16, num_workers=1)
+    assert torch.equal(by_worker.images, found.images)
     assert found.images.shape == (500, 16, 16, 1)
     assert found.images.dtype == torch.uint8
     assert found.labels.dtype == torch.int64

@@ -27,6 +27,7 @@ from msn.frozen import MSN_TAPS, FrozenEncoder, Taps
 
 FORMAT = 1
 SHARD = 8192  # images
+PIXELS = 32  # largest side of images whose raw pixels are a representation
 
 
 Encode = Callable[[Tensor], Tensor]
@@ -48,7 +49,9 @@ class Features(NamedTuple):
     names: list[str]
 
 
-def evaluation_images(source: Source, *, image_size: int, max_images: int | None = None) -> EvalSet:
+def evaluation_images(
+    source: Source, *, image_size: int, max_images: int | None = None, num_workers: int = 0
+) -> EvalSet:
     """The deterministic evaluation views of `source`, in its order.
 
     Args:
@@ -56,14 +59,19 @@ def evaluation_images(source: Source, *, image_size: int, max_images: int | None
         image_size: side S of the square views, in pixels.
         max_images: at most this many, evenly spaced over the source, so that a source sorted by
             class stays balanced. None takes all.
+        num_workers: processes that decode images; 0 decodes in this one.
 
     Raises:
         UserError: the source has no labels, or an image cannot be read.
     """
     labels = _labels(source)
     chosen = evenly_spaced(len(source), max_images)
-    parts = [part for _, part in views(source, chosen, size=image_size, batch_size=256)]
-    return EvalSet(torch.cat(parts), torch.from_numpy(labels[chosen]))
+    shape = len(chosen), image_size, image_size, source.channels
+    images = torch.empty(shape, dtype=torch.uint8)
+    made = views(source, chosen, size=image_size, batch_size=256, num_workers=num_workers)
+    for place, (_, part) in zip(images.split(256), made, strict=True):
+        place.copy_(part)
+    return EvalSet(images, torch.from_numpy(labels[chosen]))
 
 
 @torch.no_grad()

@@ -102,11 +102,13 @@ def pretrain(config: Config, device: torch.device) -> None:
             require_shared(checkpoint.lock_path(folder, tag), owner)
         start = resume(config, parts, folder, tag)
         parts = parts.replicated()
+        workers = worker_count(config.data.num_workers, collectives.sharing_cores())
         with agreed():
             if chief:
                 with replacing(checkpoint.config_path(folder, tag)) as path:
                     path.write_text(config.dump_yaml(), encoding="utf-8")
-            probe = Probe(config, parts) if chief and config.logging.probe else None
+            wanted = chief and config.logging.probe
+            probe = Probe(config, parts, num_workers=workers) if wanted else None
         run(config, parts, probe, start)
 
 

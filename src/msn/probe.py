@@ -13,7 +13,7 @@ from msn.data.batch import normalise
 from msn.data.sources import Source, open_source
 from msn.errors import UserError
 from msn.evaluation.knn import knn
-from msn.features import encode_all, evaluation_images, raw_pixels
+from msn.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
 from msn.models.encoder import VisionTransformer
 from msn.report import Representation, write_report
 from msn.runlog import csv_path
@@ -28,19 +28,19 @@ class Probe:
     Args:
         config: with a `logging.probe` section; what it leaves open is taken from `data`.
         parts: the run.
+        num_workers: processes that decode the images.
 
     Raises:
         UserError: a split is missing or has no labels.
     """
 
-    def __init__(self, config: Config, parts: Parts) -> None:
+    def __init__(self, config: Config, parts: Parts, *, num_workers: int) -> None:
         assert config.logging.probe
         self.settings = config.logging.probe
         self.config = config
         self.parts = parts
-        size, most = config.data.rand_size, self.settings.max_images
-        self.train = evaluation_images(self._open("train"), image_size=size, max_images=most)
-        self.val = evaluation_images(self._open("val"), image_size=size, max_images=most)
+        self.num_workers = num_workers
+        self.train, self.val = self._images(config.data.rand_size)
         if self.settings.k > len(self.train.labels):
             raise UserError(
                 f"logging.probe.k {self.settings.k} is more than the {len(self.train.labels)}"
@@ -52,9 +52,9 @@ class Probe:
         train, val = self._features(target)
         settings = self.settings
         result = knn(
-            train,
+            train.to(self.parts.device),
             self.train.labels,
-            val,
+            val.to(self.parts.device),
             self.val.labels,
             k=settings.k,
             temperature=settings.temperature,
@@ -65,10 +65,9 @@ class Probe:
         """Print the table of raw pixels, untrained and trained encoder; write JSON and PNG."""
         model = build_model(self.config, self.parts.schedules, self.parts.source.channels)
         untrained = model.target.to(self.parts.device)
+        small = self._images(min(self.config.data.rand_size, PIXELS))
         representations = [
-            Representation(
-                "raw pixels", raw_pixels(self.train.images), raw_pixels(self.val.images)
-            ),
+            Representation("raw pixels", *(raw_pixels(split.images) for split in small)),
             Representation("untrained encoder", *self._features(untrained)),
             Representation("trained encoder", *self._features(target)),
         ]
@@ -99,6 +98,19 @@ class Probe:
             features = encode(self.train.images), encode(self.val.images)
         encoder.train(was_training)
         return features
+
+    def _images(self, side: int) -> tuple[EvalSet, EvalSet]:
+        """The views of the two splits, of so many pixels."""
+        train, val = (
+            evaluation_images(
+                self._open(split),
+                image_size=side,
+                max_images=self.settings.max_images,
+                num_workers=self.num_workers,
+            )
+            for split in ("train", "val")
+        )
+        return train, val
 
     def _open(self, split: str) -> Source:
         data, own = self.config.data, self.settings

@@ -13,13 +13,11 @@ from msn.data.sources import Source
 from msn.errors import UserError
 from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.evaluation.lowshot import LAMBDA
-from msn.features import evenly_spaced, raw_pixels, views
+from msn.features import PIXELS, evenly_spaced, raw_pixels, views
 from msn.files import replacing
 from msn.frozen import frozen
 from msn.keyed import Stream, seed64
 from msn.report import Representation, Scores, available, score
-
-PIXELS = 32  # largest side of the images whose raw pixels are a row
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

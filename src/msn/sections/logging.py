@@ -34,8 +34,8 @@ class Probe(Section):
     """Neighbours that vote."""
     temperature: Positive = 0.07
     """Temperature of the votes."""
-    max_images: Count | None = None
-    """At most this many training images; null takes all."""
+    max_images: Count | None = 10_000
+    """At most this many images of each split, which are kept in memory; null takes all."""
     report: bool = False
     """At the end, print a low-shot table and draw loss curve and neighbours."""
 
