@@ -134,6 +134,12 @@ def test_unit_rows_have_length_one_whatever_their_size(values: list[float]) -> N
     assert float(torch.linalg.vector_norm(unit(row))) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_a_huge_row_leaves_the_others_alone() -> None:
+    rows = torch.tensor([[1e30, -1e30], [1e-10, 1e-10]])
+    lengths = torch.linalg.vector_norm(unit(rows), dim=1)
+    torch.testing.assert_close(lengths, torch.ones(2))
+
+
 def test_targets_and_their_features_get_no_gradient() -> None:
     anchors, targets, prototypes = draw((4, 2, 5, 3, 1))
     targets.requires_grad_()
@@ -149,6 +155,7 @@ def test_targets_and_their_features_get_no_gradient() -> None:
     losses.total.backward()
     assert targets.grad is None
     assert not losses.log_targets.requires_grad
+    assert not losses.log_mean_assignment.requires_grad
 
 
 def test_rows_that_do_not_pair_up_are_refused() -> None:

@@ -197,3 +197,24 @@ def test_prototypes_start_within_their_bound(tmp_path: Path) -> None:
     bound = 8**-0.5
     assert float(prototypes.abs().max()) <= bound
     assert float(prototypes.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_metrics_are_those_of_the_targets(tmp_path: Path) -> None:
+    parts = tiny_parts(tmp_path)
+    with torch.no_grad():
+        output = parts.model(batches(parts, 32, 1)[0], step=0)
+    metrics = parts.model.metrics(output)
+    targets = output.losses.log_targets.exp()
+    firsts = {int(row.argmax()) for row in targets}
+    tops = [float(row.max()) for row in targets]
+    mean = output.losses.log_mean_assignment.exp()
+    assert metrics["np"] == len(firsts)
+    assert float(metrics["max_t"]) == pytest.approx(sum(tops) / len(tops))
+    assert float(metrics["proto_entropy"]) == pytest.approx(-float((mean * mean.log()).sum()))
+    assert float(metrics["msn"]) == pytest.approx(float(output.losses.cross_entropy))
+    assert float(metrics["me_max"]) == pytest.approx(float(output.losses.regulariser))
+
+
+def test_weights_are_all_that_is_kept(tmp_path: Path) -> None:
+    kept = tiny_parts(tmp_path).model.state_dict()
+    assert {name.split(".")[0] for name in kept} == {"anchor", "target", "prototypes"}
