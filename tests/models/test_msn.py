@@ -213,6 +213,7 @@ def test_metrics_are_those_of_the_targets(tmp_path: Path) -> None:
     assert float(metrics["proto_entropy"]) == pytest.approx(-float((mean * mean.log()).sum()))
     assert float(metrics["msn"]) == pytest.approx(float(output.losses.cross_entropy))
     assert float(metrics["me_max"]) == pytest.approx(float(output.losses.regulariser))
+    assert float(metrics["ent"]) == pytest.approx(float(output.losses.entropy))
 
 
 def test_weights_are_all_that_is_kept(tmp_path: Path) -> None:
