@@ -44,6 +44,30 @@ def test_the_block_is_timms(fused: bool) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_stochastic_depth_is_timms(fused: bool) -> None:
+    """The same draws leave out the same branches of the same images, whatever is computed."""
+    torch.manual_seed(0)
+    own, plain = (
+        kind(WIDTH, HEADS, qkv_bias=True, drop_path=0.5).double() for kind in (Block, TimmBlock)
+    )
+    plain.load_state_dict(own.state_dict())
+    own.attn.fused_attn = plain.attn.fused_attn = fused
+    x = torch.randn(64, 3, WIDTH, dtype=torch.float64)
+
+    def drawn(block: nn.Module, **how: bool) -> Tensor:
+        torch.manual_seed(1)
+        return block(x, **how)
+
+    expected = drawn(plain)
+    untouched = (expected == x).all(dim=2).all(dim=1)
+    assert 0 < int(untouched.sum()) < 64
+    torch.testing.assert_close(drawn(own), expected)
+    torch.testing.assert_close(drawn(own, class_token_only=True), expected[:, 0])
+    with torch.no_grad():
+        torch.testing.assert_close(drawn(own), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_in_bf16_it_is_as_close_to_the_truth_as_timms(fused: bool) -> None:
     check_bf16(*both(torch.float32, fused))
 

@@ -79,6 +79,14 @@ def test_a_border_without_a_whole_patch_is_dropped() -> None:
     assert torch.equal(model.cls(images), model.cls(images[:, :, :16, :16]))
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (40, 33), (17, 31)])
+def test_the_grid_is_that_of_the_tokens(height: int, width: int) -> None:
+    for patch_size in (7, None):
+        embed = build_encoder(EncoderSize(patch_size, 16, 1, 2)).patch_embed
+        rows, columns = embed.grid(height, width)
+        assert embed(torch.zeros(1, 3, height, width)).shape == (1, rows * columns, 16)
+
+
 def test_a_mask_for_each_image() -> None:
     model = tiny().eval().double()
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)

@@ -52,6 +52,14 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
     assert not torch.equal(first, other)
 
 
+def test_global_scope_draws_one_mask_for_all() -> None:
+    one, other = (random_keep(20, 0.5, seed=3, images=8, scope=s) for s in ("batch", "global"))
+    assert one is not None
+    assert other is not None
+    assert one.shape == (10,)
+    assert torch.equal(one, other)
+
+
 def test_image_scope_draws_one_mask_for_each() -> None:
     keep = random_keep(196, 0.5, seed=1, images=3, scope="image")
     assert keep is not None

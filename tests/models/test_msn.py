@@ -35,6 +35,7 @@ def test_every_trainable_parameter_learns_and_the_target_does_not(tmp_path: Path
     assert grads.keys() == expected | {"prototypes"}
     assert all(grad.isfinite().all() for grad in grads.values())
     assert float(grads["prototypes"].abs().max()) > 0
+    assert not any(parameter.requires_grad for parameter in parts.model.target.parameters())
 
 
 def test_recomputed_activations_give_the_same_gradients_from_less_memory(tmp_path: Path) -> None:
