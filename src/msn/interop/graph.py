@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,7 @@ def write_onnx(path: Path, graph: Graph, images: Tensor, *, opset: int = 18) -> 
     if opset not in OPSETS:
         known = f"{OPSETS.start} to {OPSETS.stop - 1}"
         raise UserError(f"--opset {opset}: not supported; use one of {known}")
-    with replacing(path) as temporary, _optimiser_silenced():
+    with replacing(path) as temporary, _exporter_silenced():
         program = torch.onnx.export(
             graph,
             (images,),
@@ -134,13 +135,15 @@ def _check_onnx(temporary: Path, graph: Graph, images: Tensor, path: Path) -> No
 
 
 @contextmanager
-def _optimiser_silenced() -> Iterator[None]:
-    """Keep from the terminal which constants the ONNX optimiser did not fold."""
+def _exporter_silenced() -> Iterator[None]:
+    """Keep from the terminal which constants were not folded, and what torch 2.11 deprecates."""
     logger = logging.getLogger("onnxscript.optimizer")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logger.setLevel(level)
 
