@@ -12,6 +12,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -69,10 +70,16 @@ def replicated(module: nn.Module) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.11
         return nn.parallel.DistributedDataParallel(
             module,
-            static_graph=True,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,  # computed from the global batch, they are equal
         )
+
+
+def not_exchanging(replica: nn.Module) -> AbstractContextManager[None]:
+    """While gradients of several batches are summed: only those of the last are exchanged."""
+    if isinstance(replica, nn.parallel.DistributedDataParallel):
+        return replica.no_sync()
+    return contextlib.nullcontext()
 
 
 class _Mean(torch.autograd.Function):

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from msn.data.image import BadImage
+from msn.data.labelled import CentreCrop, LabelledSet, batches_in_turn
 from msn.data.sources import Source
 from msn.data.views import eval_view
-from msn.data.workers import made_by_workers
 from msn.errors import UserError
 from msn.files import replacing, writing
 from msn.frozen import MSN_TAPS, FrozenEncoder, Taps
@@ -226,25 +225,6 @@ def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None
         )
 
 
-class _Batches(Dataset[Tensor | UserError]):
-    """Evaluation views in batches. A bad image is returned, not raised: it may be in a worker."""
-
-    def __init__(self, source: Source, indices: np.ndarray, size: int, batch_size: int) -> None:
-        self.source = source
-        self.parts = [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, batch: int) -> Tensor | UserError:
-        try:
-            images = (self.source.read(int(i)).image.pixels() for i in self.parts[batch])
-            return torch.from_numpy(np.stack([eval_view(image, self.size) for image in images]))
-        except BadImage as bad:  # a score without it would be another score
-            return UserError(f"{bad}; replace or remove it")
-
-
 def views(
     source: Source, indices: np.ndarray, *, size: int, batch_size: int, num_workers: int = 0
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -253,9 +233,12 @@ def views(
     Raises:
         UserError: an image cannot be read.
     """
-    batches = _Batches(source, indices, size, batch_size)
-    made = made_by_workers(batches, range(len(batches)), min(num_workers, len(batches)))
-    yield from zip(batches.parts, made, strict=True)
+    # What comes with each image, elsewhere its label, is here its index.
+    images = LabelledSet(source, np.arange(len(source)), indices)
+    for batch in batches_in_turn(
+        images, CentreCrop(size), batch_size=batch_size, num_workers=num_workers
+    ):
+        yield batch.labels.numpy(), batch.images
 
 
 def _compute(

@@ -149,15 +149,18 @@ def test_accumulation_is_one_batch(weights: Path, tmp_path: Path) -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def on_several(weights: Path, folder: Path, batch_size: int) -> Result:
-    alike = {**PLAIN, "optimization__accumulate": 1, "optimization__batch_size": batch_size}
+def on_several(weights: Path, folder: Path, batch_size: int, parts: int) -> Result:
+    alike = {**PLAIN, "optimization__accumulate": parts, "optimization__batch_size": batch_size}
     return finetune(config(weights, folder, optimization__epochs=1, **alike), CPU)
 
 
-def test_two_processes_are_one_with_the_whole_batch(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_processes_are_one_with_the_whole_batch(
+    weights: Path, tmp_path: Path, parts: int
+) -> None:
     """Gradients are averaged, each image is measured once, and one process writes."""
-    alone = on_several(weights, tmp_path / "one", 64)
-    first, second = run_on(2, on_several, weights, tmp_path / "two", 32)
+    alone = on_several(weights, tmp_path / "one", 64, 1)
+    first, second = run_on(2, on_several, weights, tmp_path / "two", 32 // parts, parts)
     assert first == second
     assert first.last["finetune"] == pytest.approx(alone.last["finetune"], abs=0.41)  # two images
     one, two = latest(tmp_path / "one"), latest(tmp_path / "two")

@@ -135,7 +135,7 @@ def batches_in_turn(
     order = partial(_in_turn, own=own, batch_size=batch_size)
     batches = _Batches(images, transform, order)
     steps = range(-(-len(own) // batch_size))
-    return made_by_workers(batches, steps, num_workers, pin_memory=pin_memory)
+    return made_by_workers(batches, steps, min(num_workers, len(steps)), pin_memory=pin_memory)
 
 
 def _in_turn(step: int, *, own: range, batch_size: int) -> tuple[int, np.ndarray]:
