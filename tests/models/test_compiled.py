@@ -12,6 +12,7 @@ from msn.build import build_parts
 from msn.devices import require_compiler
 from msn.errors import UserError
 from msn.pretrain import pretrain, train_step
+from msn.sharding import full
 from tests.distributed.processes import run_on
 from tests.experiments import batches, tiny_config, tiny_parts, write_tiny
 from tests.runs import assert_same, killed_at
@@ -91,18 +92,20 @@ def test_a_compiled_run_killed_and_resumed_ends_as_if_unbroken(tmp_path: Path) -
     assert_same(latest(tmp_path / "killed"), latest(tmp_path / "whole"))
 
 
-def trained_together(folder: Path, compiled: bool) -> tuple[list[float], Tensor]:
+def trained_together(folder: Path, compiled: bool, shard: bool) -> tuple[list[float], Tensor]:
     """Losses of two steps on several processes, and a weight of the first block after them."""
-    parts = tiny_parts(folder, meta__compile=compiled, criterion__batch_size=16).replicated()
+    changes = {"meta__compile": compiled, "meta__shard": shard}
+    parts = tiny_parts(folder, criterion__batch_size=16, **changes).replicated()
     own = batches(parts, 16, 4)[collectives.rank() :: 2]
     losses = [float(train_step(parts, views, step).loss) for step, views in enumerate(own)]
-    return losses, parts.model.anchor.blocks[0].attn.qkv.weight.detach()
+    return losses, full(parts.model.anchor.blocks[0].attn.qkv.weight.detach())
 
 
 @needs_compiler
-def test_two_compiled_processes_train_as_two_others(tmp_path: Path) -> None:
-    eager = run_on(2, trained_together, tmp_path, False)
-    compiled = run_on(2, trained_together, tmp_path, True)
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_compiled_processes_train_as_two_others(tmp_path: Path, shard: bool) -> None:
+    eager = run_on(2, trained_together, tmp_path, False, shard)
+    compiled = run_on(2, trained_together, tmp_path, True, shard)
     assert torch.equal(compiled[0][1], compiled[1][1])
     for (losses, _), (same_losses, _) in zip(eager, compiled, strict=True):
         assert same_losses == pytest.approx(losses, rel=1e-5)

@@ -83,8 +83,8 @@ class FinetuneLearner:
             parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
             *others, last = parts
             with collectives.not_exchanging(self.replica):
-                losses = [self._backward(*part) for part in others]
-            losses = torch.stack([*losses, self._backward(*last)])
+                first = [self._backward(*part) for part in others]
+            losses = torch.stack([*first, self._backward(*last)])
         limit = self.clip_grad if self.clip_grad is not None else torch.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         losses = losses + 0 * norm  # nan if a gradient is not finite
