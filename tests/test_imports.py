@@ -100,6 +100,7 @@ SIBLINGS = {
     ("msn.frozen", "msn.pretrained"): "the weights of an encoder",
     ("msn.evaluation.lowshot", "msn.evaluation.logistic"): "the classifier",
     ("msn.features", "msn.frozen"): "the encoder that makes them",
+    ("msn.features", "msn.data.labelled"): "the images that it makes them of",
     ("msn", "msn.frozen"): "msn.load_encoder, imported when it is used",
     ("msn", "msn.interop.pretraining"): "so is msn.MSNForPreTraining",
     ("msn.data.prefetch", "msn.data.loader"): "its batches",

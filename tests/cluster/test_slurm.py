@@ -200,15 +200,3 @@ def test_a_wrong_submission_is_one_line(
     *before, own = result.stderr.strip().splitlines()
     assert message in own
     assert all(line.startswith("sbatch: ") for line in before)
-
-
-def test_local_runs_without_slurm(tmp_path: Path) -> None:
-    config = write_config(tmp_path, tmp_path / "run", optimization__epochs=1)
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "main_distributed.py"), "--fname", str(config),
-         "--folder", str(tmp_path / "logs"), "--local", "--tasks-per-node", "2"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=180, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr + output(tmp_path)
-    assert latest(tmp_path / "run")["world_size"] == 2

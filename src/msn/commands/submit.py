@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from msn.config import Config, LinearConfig, load
+from msn.config import Config, FinetuneConfig, LinearConfig, load
 from msn.errors import RunError
+from msn.evaluation.finetune import finetune
 from msn.evaluation.linear import linear_evaluation
 from msn.launch import Job, Resources, submit
 from msn.pretrain import pretrain
@@ -20,7 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--nodes", type=int, default=1, help="number of machines")
     add("--tasks-per-node", type=int, default=1, help="processes on each; one for each GPU")
     add("--time", type=int, default=4320, metavar="MINUTES", help="before it is queued again")
-    add("--linear-eval", action="store_true", help="a linear evaluation; no pre-training")
+    works = parser.add_mutually_exclusive_group()
+    works.add_argument(
+        "--linear-eval", action="store_true", help="a linear evaluation; no pre-training"
+    )
+    works.add_argument("--finetune", action="store_true", help="a fine-tuning; no pre-training")
     add("--account", help="to charge")
     add("--qos", help="quality of service")
     add("--constraint", help="features that the nodes must have")
@@ -42,6 +47,8 @@ def run(options: argparse.Namespace) -> None:
     job: Job[Any]
     if options.linear_eval:
         job = Job(linear_evaluation, load(LinearConfig, options.fname, options.overrides))
+    elif options.finetune:
+        job = Job(finetune, load(FinetuneConfig, options.fname, options.overrides))
     else:
         job = Job(pretrain, load(Config, options.fname, options.overrides))
     for notice in job.config.notices():
