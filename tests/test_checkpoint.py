@@ -54,9 +54,10 @@ def test_what_is_refused_says_that_it_is_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_truncated_files_are_named(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("weights", [1, 50_000])
+def test_truncated_files_are_named(tmp_path: Path, share: float, weights: int) -> None:
     path = tmp_path / "cut.pth.tar"
-    checkpoint.save(path, STATE)
+    checkpoint.save(path, {**STATE, "more": torch.zeros(weights)})
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(UserError, match=r"cut\.pth\.tar: truncated, damaged, or not a checkpoint"):

@@ -129,6 +129,8 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; check the path") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch looks for the end before the beginning
+            raise _damaged(path) from None
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "GLOBAL" in str(error):
