@@ -76,7 +76,7 @@ def test_other_files_are_named(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.pth.tar")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"is a folder; name a checkpoint in it, or .* msn import"):
         checkpoint.load(tmp_path)
 
 
@@ -90,6 +90,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.pth.tar"]
 
 
+def test_a_wrong_place_is_told_apart_from_a_full_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"b\.pth: cannot be written .*; create the folder, or"):
+        checkpoint.save(tmp_path / "a" / "b.pth", STATE)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "a.pth.tar"
@@ -97,7 +102,7 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
     before = path.read_bytes()
     (tmp_path / "a.pth.tar.tmp").symlink_to("/dev/full")
     with pytest.raises(
-        UserError, match=r"a\.pth\.tar: cannot be written .*what was there before is intact"
+        UserError, match=r"a\.pth\.tar: cannot be written .*before is intact; free some space, or"
     ):
         checkpoint.save(path, STATE)
     assert path.read_bytes() == before

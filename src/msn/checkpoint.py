@@ -88,7 +88,7 @@ def save(path: Path, state: State) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # what torch makes of a failed write
-            raise OSError(errno.EIO, "the disk may be full") from error
+            raise OSError(errno.ENOSPC, "the disk may be full") from error
 
 
 def save_latest(folder: Path, tag: str, state: State, *, before: int | None, keep: int) -> None:
@@ -128,6 +128,11 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; check the path") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path}: is a folder; name a checkpoint in it, or make one of a folder of transformers"
+            " or timm: python -m msn import FOLDER FILE --as official"
+        ) from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch looks for the end before the beginning
             raise _damaged(path) from None

@@ -1,6 +1,7 @@
 """Writing files so that a crash, a full disk or a `kill -9` leaves the old or the new one whole."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from msn.errors import UserError
+
+REMEDIES = {
+    errno.ENOENT: "create the folder",
+    errno.EEXIST: "remove the file that stands in the place of its folder",
+    errno.ENOTDIR: "remove the file that stands in the place of its folder",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+}
 
 
 @contextlib.contextmanager
@@ -51,7 +60,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: there is something at `path` already, or it cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path}: exists already; remove it or choose another place")
+        raise UserError(
+            f"{path}: exists already; remove it or choose another place (of a run: logging.folder)"
+        )
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -73,10 +84,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "make the folder writable")
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}), what was there before is"
-            " intact; make the folder writable and free some space, or choose another"
-            " logging.folder"
+            f" intact; {remedy}, or choose another place (of a run: logging.folder)"
         ) from error
 
 
