@@ -60,9 +60,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         UserError: there is something at `path` already, or it cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(
-            f"{path}: exists already; remove it or choose another place (of a run: logging.folder)"
-        )
+        raise UserError(f"{path}: exists already; remove it or choose another place")
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
