@@ -140,6 +140,7 @@ def test_mask_and_normalize_change_the_fit(place: Path) -> None:
             "--penalty elastic-net: the solver",
         ),
         ("evaluate logistic --weights W --solver torch --penalty l1", "torch knows l2"),
+        ("evaluate logistic --weights W", "does not say on which images it was trained; give --fn"),
         ("evaluate logistic --weights W --lambd 0", "--lambd 0: must be a finite number above 0"),
         ("evaluate logistic --weights W --plot c.pdf", "--plot c.pdf: must end in .png or .svg"),
         ("evaluate logistic --weights W --mask 1 IMAGES", "--mask 1: must be a share"),

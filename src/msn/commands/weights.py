@@ -155,6 +155,11 @@ def open_bench(options: argparse.Namespace) -> Bench:
         options.weights, encoder=options.encoder, model_name=options.model_name
     )
     default: dict[str, Any] = pretrained.config.get("data") or {}
+    if not (default or options.fname or options.overrides):
+        raise UserError(
+            f"{options.weights}: does not say on which images it was trained; give --fname CONFIG"
+            " or data.root_path=FOLDER"
+        )
     images = load_images(options.fname, options.overrides, default)
     return Bench(
         pretrained,
