@@ -140,13 +140,15 @@ def norm_of(rows: Tensor, weights: Tensor) -> dict[str, Tensor]:
     (output.square() * positions[collectives.rank()][:, None]).sum().backward()
     assert share.grad is not None
     assert norm.weight.grad is not None
+    buffers = dict(norm.named_buffers())
     return {
         "output": output.detach(),
         "gradient": share.grad,
         "weight": collectives.mean(norm.weight.grad) * collectives.world_size(),
-        "mean": norm.running_mean,
-        "var": norm.running_var,
-        "count": norm.num_batches_tracked,
+        "mean": buffers["running_mean"],
+        "var": buffers["running_var"],
+        "count": buffers["num_batches_tracked"],
+        "evaluated": norm.eval()(share).detach(),
     }
 
 
@@ -177,6 +179,20 @@ def test_batch_norm_is_that_of_all_rows(offset: float) -> None:
             torch.testing.assert_close(own["mean"], reference.running_mean)
             torch.testing.assert_close(own["var"], reference.running_var)
             assert own["count"] == 1
+        torch.testing.assert_close(joined("evaluated"), reference.eval()(rows).detach())
+        reference.train()
+
+
+def half_norm_of(rows: Tensor) -> Tensor:
+    """Output of our fp32 BatchNorm for this process's share of the rows."""
+    return BatchNorm(rows.shape[1])(rows.chunk(collectives.world_size())[collectives.rank()])
+
+
+def test_batch_norm_takes_no_statistics_in_half_precision() -> None:
+    rows = (100 + torch.randn(64, 5, generator=torch.Generator().manual_seed(0))).bfloat16()
+    found = torch.cat(run_on(2, half_norm_of, rows))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), nn.BatchNorm1d(5)(rows.float()), rtol=0, atol=0.02)
 
 
 def counted(folder: Path) -> tuple[int, str]:

@@ -1,0 +1,95 @@
+"""The loop that learns from labels: what it keeps, when it stops, what it measures with."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msn.config import LinearConfig
+from msn.data.sources.digits import Digits
+from msn.errors import RunError
+from msn.evaluation import supervised
+from msn.evaluation.accuracy import Score
+from msn.evaluation.job import build_job, read_weights
+from msn.evaluation.linear import linear_evaluation
+from msn.evaluation.supervised import training_batches
+from tests.evaluation.labelled import CPU, ROOT, values, write
+from tests.evaluation.test_linear import config, latest
+
+
+@pytest.fixture
+def third_epoch_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of 50, 80 and 70 %, and later on 60 %, whatever was learnt."""
+    scores = iter([50.0, 80.0, 70.0])
+    monkeypatch.setattr(supervised, "measure", lambda *_: [Score(next(scores, 60.0), 99.0)])
+
+
+@pytest.mark.usefixtures("third_epoch_worse")
+def test_the_best_epoch_is_kept_beside_the_last(weights: Path, tmp_path: Path) -> None:
+    chosen = config(weights, tmp_path, optimization__epochs=3)
+    result = linear_evaluation(chosen, CPU)
+    (best,), (last,) = result.best.values(), result.last.values()
+    assert (best.top1, last.top1, result.best_epoch) == (80.0, 70.0, 2)
+    best_state, last_state = latest(tmp_path, "best"), latest(tmp_path)
+    assert (best_state["epoch"], last_state["epoch"]) == (2, 3)
+    name = "heads.0.linear.weight"
+    before = {state["step"]: state["classifier"][name] for state in (best_state, last_state)}
+    assert not torch.equal(before[40], before[60])
+    # What is measured again is the best, not the latest.
+    only = config(weights, tmp_path, optimization__epochs=3, meta__training=False)
+    assert linear_evaluation(only, CPU).best_epoch == 2
+    assert last_state["mean"] == pytest.approx([Digits.MEAN])
+    assert last_state["std"] == pytest.approx([Digits.STD])
+
+
+def test_a_signal_stops_it_with_a_save(weights: Path, tmp_path: Path) -> None:
+    """Between the saves that are due anyway, and the same command ends it."""
+    sections = values(weights, tmp_path / "run", optimization__lr=2.0)
+    file = write(tmp_path / "linear.yaml", sections)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "msn", "evaluate", "linear", "--fname", str(file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 5/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = latest(tmp_path / "run")["step"]
+    assert 5 <= done < 20
+    assert err.strip() == (
+        f"stopped after step {done} of 40 and saved; the same command goes on from there"
+    )
+    linear_evaluation(LinearConfig.model_validate(sections), CPU)
+    assert latest(tmp_path / "run")["step"] == 40
+
+
+def test_what_diverged_is_not_saved(weights: Path, tmp_path: Path) -> None:
+    """However seldom there is a line in the log."""
+    often: dict[str, Any] = {"logging__checkpoint_freq_itr": 1, "logging__log_freq": 1000}
+    with pytest.raises(RunError, match="the loss is not finite") as error:
+        linear_evaluation(config(weights, tmp_path, optimization__lr=[3e38], **often), CPU)
+    step = latest(tmp_path)["step"]
+    assert str(error.value).startswith(f"step {step}: ")  # that after the save
+    assert step < 10
+
+
+def test_the_order_of_images_is_that_of_the_seed(weights: Path, tmp_path: Path) -> None:
+    orders = []
+    for seed in (0, 3, 3):
+        chosen = config(weights, tmp_path, meta__seed=seed)
+        job = build_job(
+            chosen, read_weights(chosen), train_view=lambda image, *_: image.pixels(),
+            val_view=lambda image, *_: image.pixels(), batch_size=64, epochs=1, device=CPU,
+        )  # fmt: skip
+        orders.append(next(training_batches(chosen, job, 0)).images)
+    assert not torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[1], orders[2])
