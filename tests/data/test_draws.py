@@ -157,6 +157,29 @@ def test_decisions_are_independent() -> None:
     assert np.abs(correlation).max() < 4.5 / math.sqrt(SAMPLES)
 
 
+def numbers_of(draw: Draw) -> list[float]:
+    """All that was drawn for a view of 400 x 400 pixels: what, how strongly, where, the order."""
+    factors = dict(draw.jitter)
+    order = [operation for operation, _ in draw.jitter]
+    box, assigned = draw.box, [factors[operation] for operation in Operation]
+    places = [order.index(operation) for operation in Operation]
+    corner = box.top / (400 - box.height), box.left / (400 - box.width)
+    shape = box.height * box.width, box.width / box.height
+    assert draw.blur is not None
+    return [draw.flip, draw.grayscale, draw.blur, *shape, *corner, *assigned, *places]
+
+
+def test_no_number_of_a_view_tells_another() -> None:
+    drawn = draws(ViewSpec(), (0.1, 0.2), 400, 400)
+    both = [draw for draw in drawn if draw.jitter and draw.blur is not None]
+    numbers = np.array([numbers_of(draw) for draw in both], dtype=float)
+    correlation = np.corrcoef(numbers.T) - np.eye(numbers.shape[1])
+    correlation[-4:, -4:] = 0  # places exclude each other
+    assert np.abs(correlation).max() < 4.5 / math.sqrt(len(both))
+    # A number that decided on the blur, too, would leave half of the radii.
+    assert numbers[:, 2].mean() == pytest.approx(1.05, abs=4.5 * 0.55 / math.sqrt(len(both)))
+
+
 def test_golden_jitter_and_blur_draws(golden: dict[str, Any]) -> None:
     key = next(k for k in golden if k.startswith("color_jitter_"))
     spec = ViewSpec(color_jitter=1, blur=1, color_jitter_strength=float(key.split("_")[-1]))

@@ -62,6 +62,8 @@ def test_only_chosen_images_are_seen_each_once_an_epoch() -> None:
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(100, 148))
     assert epochs[0] != epochs[1]
     assert {int(batch.images[0, 0, 0, 0]) for batch in batches[6:]} == {1}
+    for batch in batches:
+        assert batch.labels.tolist() == images.labels[indices(batch)].tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -115,6 +117,8 @@ def test_crops_are_keyed_by_epoch_and_image() -> None:
     assert np.array_equal(view(image, 0, 5), view(image, 0, 5))
     assert not np.array_equal(view(image, 0, 5), view(image, 1, 5))
     assert not np.array_equal(view(image, 0, 5), view(image, 0, 6))
+    other = RandomCrop(16, (0.08, 1.0), 0.5, seed=2)
+    assert not np.array_equal(view(image, 0, 5), other(image, 0, 5))
 
 
 def test_nothing_but_crop_and_flip() -> None:

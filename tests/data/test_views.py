@@ -138,7 +138,7 @@ def test_render_applies_all_in_the_order_of_the_original(photos: list[np.ndarray
         Operation.SATURATION: F.adjust_saturation,
     }
     image = Image.fromarray(photos[0])
-    for order in ([0, 1, 2], [2, 1, 0]):
+    for order in ([0, 1, 2], [2, 1, 0], []):
         jitter = tuple(list(factors.items())[i] for i in order)
         for grey, radius in ((False, 1.2), (True, None)):
             ours = render(photos[0], Draw(box, True, jitter, grey, radius), 96)
