@@ -122,11 +122,12 @@ def test_crops_are_keyed_by_epoch_and_image() -> None:
 
 
 def test_nothing_but_crop_and_flip() -> None:
-    """A whole crop without flip is the image resized: no colour is changed."""
-    pixels = np.full((20, 20, 3), (250, 10, 90), dtype=np.uint8)
-    for flip in (0.0, 1.0):
-        view = RandomCrop(16, (0.08, 1.0), flip, seed=1)(ArrayImage(pixels, 3), 0, 0)
-        assert np.array_equal(view, pixels[:16, :16])
+    """A whole crop without flip is the image: no colour is changed, nothing blurred."""
+    noise = keyed.generator(0, keyed.Stream.DRAW).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    for flip, expected in ((0.0, noise), (1.0, noise[:, ::-1])):
+        whole = RandomCrop(16, (1.0, 1.0), flip, seed=1)
+        for index in range(20):
+            assert np.array_equal(whole(ArrayImage(noise, 3), 0, index), expected)
     left_dark = np.tile(np.arange(0, 240, 12, dtype=np.uint8)[None, :, None], (20, 1, 1))
     flipped = RandomCrop(16, (0.9, 1.0), 1.0, seed=1)(ArrayImage(left_dark, 1), 0, 0)
     assert flipped[:, 0].mean() > flipped[:, -1].mean()

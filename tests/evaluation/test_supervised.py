@@ -1,5 +1,6 @@
 """The loop that learns from labels: what it keeps, when it stops, what it measures with."""
 
+import json
 import os
 import signal
 import subprocess
@@ -35,6 +36,9 @@ def test_the_best_epoch_is_kept_beside_the_last(weights: Path, tmp_path: Path) -
     result = linear_evaluation(chosen, CPU)
     (best,), (last,) = result.best.values(), result.last.values()
     assert (best.top1, last.top1, result.best_epoch) == (80.0, 70.0, 2)
+    written = json.loads((tmp_path / "run-result.json").read_text())
+    tops = {when: [score["top1"] for score in written[when].values()] for when in ("best", "last")}
+    assert tops == {"best": [80.0], "last": [70.0]}
     best_state, last_state = latest(tmp_path, "best"), latest(tmp_path)
     assert (best_state["epoch"], last_state["epoch"]) == (2, 3)
     name = "heads.0.linear.weight"
