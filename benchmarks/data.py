@@ -30,13 +30,13 @@ from lightly.transforms.msn_transform import MSNTransform
 from measure import cpu_name
 from sklearn.datasets import load_sample_images
 
-from msn import keyed
 from msn.data.batch import allocate
 from msn.data.draws import ViewSpec, draw_view
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
 from msn.data.sources import open_source
 from msn.data.views import crop, make_views
+from msn.runtime import keyed
 
 SIZES = ((500, 375), (375, 500), (500, 333), (640, 480))  # width, height
 QUALITY = 90

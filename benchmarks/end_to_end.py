@@ -23,12 +23,12 @@ from data import jpegs
 from measure import machine, wait_for, write_results
 from subjects import random_views, recipe, step_parser
 
-from msn.build import Parts, build_parts
-from msn.config import Config
+from msn.config.load import Config
 from msn.data.batch import Views
 from msn.data.loader import Batch, worker_count
 from msn.data.workers import PREFETCH
-from msn.pretrain import batches, train_step
+from msn.train.build import Parts, build_parts
+from msn.train.pretrain import batches, train_step
 
 
 def main() -> int:

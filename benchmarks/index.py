@@ -27,7 +27,7 @@ START = """
 import json, sys, time
 from pathlib import Path
 import cv2, torch
-from msn import keyed
+from msn.runtime import keyed
 from msn.data.batch import allocate
 from msn.data.draws import ViewSpec
 from msn.data.sources.folder import Folder

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from msn import checkpoint
+from msn.runtime import checkpoint
 
 ROOT = Path(__file__).parents[1]
 TAG = "quickstart"

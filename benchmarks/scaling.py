@@ -22,10 +22,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from msn.build import build_anchor, build_parts, share_out
-from msn.config import Config, load_config
-from msn.plan import activation_bytes, flops_per_image, patches_of
-from msn.pretrain import train_step
+from msn.config.load import Config, load_config
+from msn.train.build import build_anchor, build_parts, share_out
+from msn.train.plan import activation_bytes, flops_per_image, patches_of
+from msn.train.pretrain import train_step
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "configs/pretrain/msn_vits16.yaml"

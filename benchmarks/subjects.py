@@ -11,11 +11,11 @@ import torch
 from baseline import Baseline, Settings
 from measure import Step
 
-from msn.build import Parts, build_parts, share_out
-from msn.config import Config, load_config
+from msn.config.load import Config, load_config
 from msn.data.batch import Views
 from msn.models.encoder import ENCODERS
-from msn.pretrain import train_step
+from msn.train.build import Parts, build_parts, share_out
+from msn.train.pretrain import train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs/pretrain"
 MODELS = {  # the recipes, with the masks of the paper

@@ -38,9 +38,9 @@ from subjects import (
     step_parser,
 )
 
-from msn.build import build_anchor, build_parts
-from msn.config import Config
-from msn.plan import flops_per_image
+from msn.config.load import Config
+from msn.train.build import build_anchor, build_parts
+from msn.train.plan import flops_per_image
 
 LOSS_TOLERANCE = 1e-4
 

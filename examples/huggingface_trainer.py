@@ -22,7 +22,7 @@ from msn.data.draws import ViewSpec
 from msn.data.sources.digits import Digits
 from msn.data.views import SampleViews, eval_view, make_views
 from msn.evaluation.knn import knn
-from msn.optim import build_optimizer, parameter_groups
+from msn.train.optim import build_optimizer, parameter_groups
 
 SIZE, FOCAL_SIZE, BATCH = 16, 8, 64
 SPEC = ViewSpec(

@@ -4,12 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msn.frozen import load_encoder
+    from msn.evaluation.frozen import load_encoder
     from msn.interop.pretraining import MSNForPreTraining
 
 __all__ = ["MSNForPreTraining", "load_encoder"]
 
-_HOMES = {"MSNForPreTraining": "msn.interop.pretraining", "load_encoder": "msn.frozen"}
+_HOMES = {"MSNForPreTraining": "msn.interop.pretraining", "load_encoder": "msn.evaluation.frozen"}
 
 
 def __getattr__(name: str) -> Any:

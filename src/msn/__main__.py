@@ -2,7 +2,7 @@
 
 import sys
 
-from msn.cli import main
+from msn.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from msn import checkpoint
-from tests.cluster.slurm import Cluster, why_not
-from tests.distributed.test_run import losses, write_config
-from tests.runs import ROOT, assert_same
-from tests.test_pretrain import latest
+from msn.runtime import checkpoint
+from tests.runtime.test_run import losses, write_config
+from tests.support.runs import ROOT, assert_same
+from tests.support.slurm import Cluster, why_not
+from tests.train.test_pretrain import latest
 
 MISSING = why_not()
 if MISSING and os.environ.get("MSN_REQUIRE_CLUSTER"):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from msn import keyed
 from msn.data.augment import Augment, Centre, seeded
 from msn.data.image import ArrayImage
+from msn.runtime import keyed
 
 PIXELS = keyed.generator(0, keyed.Stream.DRAW).integers(256, size=(40, 50, 3), dtype=np.uint8)
 IMAGE = ArrayImage(PIXELS, 3)

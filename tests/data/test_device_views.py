@@ -16,12 +16,12 @@ import torchvision.transforms.functional as F
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
-from msn import keyed
 from msn.data.batch import Views, allocate
 from msn.data.device_views import augment
 from msn.data.draws import Box, Draw, Jitter, Operation, ViewSpec, draw_view, pack
 from msn.data.image import ArrayImage
 from msn.data.views import make_views, render
+from msn.runtime import keyed
 
 B, C, S, H = Operation
 WHOLE = Box(0, 0, 64, 64)

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msn import keyed
 from msn.data import draws as columns
 from msn.data.draws import Box, Draw, Operation, ViewSpec, draw_view, pack
+from msn.runtime import keyed
 
 GOLDEN = Path(os.environ.get("MSN_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 PLAIN = ViewSpec(flip=0, color_jitter=0, grayscale=0, blur=0)

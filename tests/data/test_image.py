@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_images
 
 from msn.data.image import MAX_PIXELS, ArrayImage, BadImage, EncodedImage, Image, open_image
 from msn.data.sources.folder import Folder
-from tests.data.sources.made import npy
+from tests.support.made import npy
 
 PHOTO = load_sample_images().images[0]
 

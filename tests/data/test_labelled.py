@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from msn import keyed
 from msn.data.image import ArrayImage, Image
 from msn.data.labelled import (
     Batch,
@@ -19,6 +18,7 @@ from msn.data.labelled import (
 )
 from msn.data.sources import Source, open_source
 from msn.data.views import eval_view
+from msn.runtime import keyed
 
 
 def digits(split: str = "train") -> Source:

@@ -22,7 +22,7 @@ from msn.data.mapped import pack, unpack
 from msn.data.order import permuted
 from msn.data.sources import Sample
 from msn.data.views import SampleViews, make_views
-from msn.errors import RunError, UserError
+from msn.runtime.errors import RunError, UserError
 
 SPEC = ViewSpec(rand_size=8, focal_size=6, rand_views=2, focal_views=3)
 

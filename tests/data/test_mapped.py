@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from msn.data import mapped
 from msn.data.mapped import Arrays, Mapped, Watch, cached, pack, unpack
-from msn.errors import RunError
+from msn.runtime.errors import RunError
 
 
 class Counted:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msn import keyed
 from msn.data.order import ROUNDS, permuted
+from msn.runtime import keyed
 
 
 def one_by_one(position: int, *, length: int, seed: int, epoch: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from msn.data.staging import stage
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 
 @pytest.fixture

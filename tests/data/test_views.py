@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
-from msn import keyed
 from msn.data import views
 from msn.data.batch import allocate
 from msn.data.colour import adjust
 from msn.data.draws import Box, Draw, Operation, ViewSpec, draw_view
 from msn.data.image import ArrayImage, EncodedImage
 from msn.data.views import SampleViews, eval_view, make_views, max_reduction, reduced_box, render
+from msn.runtime import keyed
 
 GOLDEN = Path(os.environ.get("MSN_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 

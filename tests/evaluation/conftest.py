@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.labelled import pretrained
+from tests.support.labelled import pretrained
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from msn import checkpoint
-from msn.cli import main
-from msn.config import FinetuneConfig, load
+from msn.cli.main import main
+from msn.config.load import FinetuneConfig, load
 from msn.data.labelled import CentreCrop
 from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer, finetune
 from msn.evaluation.job import build_job, read_weights
 from msn.models.classifier import Classifier
 from msn.models.encoder import EncoderSize, build_encoder
-from tests.distributed.processes import run_on
-from tests.evaluation.labelled import CPU, ROOT, listed, values, write
-from tests.runs import assert_same, killed_at
+from msn.runtime import checkpoint
+from tests.support.labelled import CPU, ROOT, listed, values, write
+from tests.support.processes import run_on
+from tests.support.runs import assert_same, killed_at
 
 # Every part of the recipe, at strengths that two epochs bear.
 RECIPE: dict[str, Any] = {

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn import collectives
 from msn.data.augment import Augment, Centre, seeded
 from msn.evaluation import finetune as module
 from msn.evaluation.finetune import FinetuneLearner, build_model, finetune
 from msn.evaluation.job import Job, read_weights
-from msn.keyed import Stream, seed64
-from tests.evaluation.labelled import CPU
+from msn.runtime import collectives
+from msn.runtime.keyed import Stream, seed64
 from tests.evaluation.test_finetune import PLAIN, config, learner
+from tests.support.labelled import CPU
 
 STEPS = 20  # of an epoch of 1,297 digits in batches of 64
 LABELS = torch.arange(64) % 10

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from msn.errors import UserError
 from msn.evaluation.knn import knn, knn_sweep, neighbours
+from msn.runtime.errors import UserError
 
 TEMPERATURE = 0.07
 

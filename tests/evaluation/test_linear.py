@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from msn import checkpoint
-from msn.cli import main
-from msn.config import LinearConfig, load
-from msn.errors import RunError, UserError
+from msn.cli.main import main
+from msn.config.load import LinearConfig, load
 from msn.evaluation.accuracy import Result
 from msn.evaluation.linear import linear_evaluation
-from tests.distributed.processes import run_on
-from tests.evaluation.labelled import CPU, listed, values, write
-from tests.runs import assert_same, killed_at
-from tests.test_lock import held_by_another
+from msn.runtime import checkpoint
+from msn.runtime.errors import RunError, UserError
+from tests.runtime.test_lock import held_by_another
+from tests.support.labelled import CPU, listed, values, write
+from tests.support.processes import run_on
+from tests.support.runs import assert_same, killed_at
 
 # Names and values of the official configs/eval/lineval_msn_vits16.yaml.
 OFFICIAL = {
@@ -230,8 +230,8 @@ def test_released_files_hold_no_epoch_and_a_wrapper_prefix(
 
 def test_the_encoder_is_frozen_and_measured_in_evaluation_mode(weights: Path) -> None:
     from msn.evaluation.linear import LinearLearner
+    from msn.interop.pretrained import read_pretrained
     from msn.models.linear import HeadSettings
-    from msn.pretrained import read_pretrained
 
     encoder = read_pretrained(weights).encoder()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}

@@ -4,8 +4,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from msn.errors import UserError
 from msn.evaluation.logistic import LAMBDAS, accuracy, choose_lambda, fit, prepare
+from msn.runtime.errors import UserError
 
 
 def blobs(classes: int, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from msn.data.sources import open_source
-from msn.errors import UserError
+from msn.evaluation.features import evaluation_images, raw_pixels
 from msn.evaluation.logistic import prepare
 from msn.evaluation.lowshot import draw_subset, low_shot
-from msn.features import evaluation_images, raw_pixels
+from msn.runtime.errors import UserError
 
 
 def blobs(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

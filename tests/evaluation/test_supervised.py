@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from msn.config import LinearConfig
+from msn.config.load import LinearConfig
 from msn.data.sources.digits import Digits
-from msn.errors import RunError
 from msn.evaluation import supervised
 from msn.evaluation.accuracy import Score
 from msn.evaluation.job import build_job, read_weights
 from msn.evaluation.linear import linear_evaluation
 from msn.evaluation.supervised import training_batches
-from tests.evaluation.labelled import CPU, ROOT, values, write
+from msn.runtime.errors import RunError
 from tests.evaluation.test_linear import config, latest
+from tests.support.labelled import CPU, ROOT, values, write
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn import collectives
-from msn.losses import log_prior, msn_losses
-from tests.distributed.processes import run_on
+from msn.methods.msn.losses import log_prior, msn_losses
+from msn.runtime import collectives
 from tests.golden.record import DTYPES, assert_close, golden, golden_files, natural
+from tests.support.processes import run_on
 
 FILES = golden_files("dist_ws*.npz")
 MEMAX_WEIGHT, ENT_WEIGHT, TAU = 1.0, 0.3, 0.1  # from the record's description

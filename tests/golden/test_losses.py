@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.losses import MSNLosses, log_assignment, log_prior, log_sinkhorn, msn_losses
+from msn.methods.msn.losses import MSNLosses, log_assignment, log_prior, log_sinkhorn, msn_losses
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 
 TABLES = [name for name in golden_files("loss_*.npz") if "combo" in golden(name)]

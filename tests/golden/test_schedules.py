@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from msn.build import build_schedules
-from msn.config import Config
-from msn.schedules import cosine
+from msn.config.load import Config
+from msn.methods.schedules import cosine
+from msn.train.build import build_schedules
 from tests.golden.record import golden_json
 
 RECORDS: dict[str, Any] = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.build import Parts, build_model, build_parts, build_schedules
-from msn.config import Config
+from msn.config.load import Config
 from msn.data.batch import Views
-from msn.optim import build_optimizer, parameter_groups
-from msn.pretrain import train_step
+from msn.train.build import Parts, build_model, build_parts, build_schedules
+from msn.train.optim import build_optimizer, parameter_groups
+from msn.train.pretrain import train_step
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 
 FILES = pytest.mark.parametrize("name", golden_files("trajectory_*.npz"))

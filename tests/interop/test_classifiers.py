@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from transformers import ViTMSNForImageClassification
 
-from msn import cli
-from msn.checkpoint import load
-from msn.config import FinetuneConfig, LinearConfig
-from msn.errors import UserError
+from msn.cli import main as cli
+from msn.config.load import FinetuneConfig, LinearConfig
 from msn.evaluation.finetune import finetune
 from msn.evaluation.linear import linear_evaluation
 from msn.interop import anything, huggingface
 from msn.interop.classifiers import with_linear_head, without_unit_length
 from msn.interop.graph import Graph
 from msn.models.linear import HeadSettings, LinearHeads
-from tests.evaluation.labelled import CPU, pretrained, values
-from tests.interop.encoders import images, relative
+from msn.runtime.checkpoint import load
+from msn.runtime.errors import UserError
+from tests.support.encoders import images, relative
+from tests.support.labelled import CPU, pretrained, values
 
 VIEWS = images(8, batch=5, channels=1)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from msn import cli
-from msn.checkpoint import Found, load
+from msn.cli import main as cli
 from msn.interop import anything, official, release, zoo
+from msn.interop.pretrained import read_pretrained
 from msn.models.encoder import ENCODERS
-from msn.pretrained import read_pretrained
-from tests.experiments import tiny_parts, write_tiny
-from tests.interop.encoders import random_weights, relative, released_state, same
+from msn.runtime.checkpoint import Found, load
+from tests.support.encoders import random_weights, relative, released_state, same
+from tests.support.experiments import tiny_parts, write_tiny
 
 READ = {
     "huggingface": (

@@ -7,10 +7,10 @@ import onnxruntime
 import pytest
 import torch
 
-from msn.errors import UserError
 from msn.interop.graph import TAPS, Graph, Tap, write_onnx, write_torch
 from msn.models.encoder import ENCODERS, EncoderSize
-from tests.interop.encoders import images, random_weights, relative
+from msn.runtime.errors import UserError
+from tests.support.encoders import images, random_weights, relative
 
 WEIGHTS = random_weights(classes=5)
 

@@ -21,12 +21,12 @@ from transformers import (
 
 from msn.data.batch import normalise
 from msn.data.views import eval_view
-from msn.errors import UserError
 from msn.interop import anything, huggingface
 from msn.interop.tensorfile import read_file
 from msn.interop.weights import Weights
 from msn.models.encoder import ENCODERS
-from tests.interop.encoders import TINY, images, random_weights, relative, same
+from msn.runtime.errors import UserError
+from tests.support.encoders import TINY, images, random_weights, relative, same
 
 
 def loaded(model: Any, folder: Path) -> Any:

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from msn.build import build_parts
-from msn.errors import UserError
 from msn.interop import anything, official
+from msn.interop.pretrained import read_pretrained
 from msn.interop.weights import weights_from
 from msn.models.encoder import ENCODERS
-from msn.pretrained import read_pretrained
-from msn.resuming import resume
-from tests.experiments import tiny_config
-from tests.interop.encoders import (
+from msn.runtime.errors import UserError
+from msn.train.build import build_parts
+from msn.train.resuming import resume
+from tests.support.encoders import (
     RELEASED,
     TINY,
     images,
@@ -24,6 +23,7 @@ from tests.interop.encoders import (
     released_state,
     same,
 )
+from tests.support.experiments import tiny_config
 
 
 @pytest.mark.parametrize("name", RELEASED)

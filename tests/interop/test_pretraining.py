@@ -10,9 +10,9 @@ import msn
 from examples import huggingface_trainer
 from msn.interop import huggingface
 from msn.interop.pretraining import MSNForPreTraining
-from msn.keyed import Stream, seed64
-from msn.losses import log_prior, msn_losses
+from msn.methods.msn.losses import log_prior, msn_losses
 from msn.models.masking import random_keep
+from msn.runtime.keyed import Stream, seed64
 
 
 def tiny(seed: int = 0) -> MSNForPreTraining:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from msn import checkpoint, cli
-from msn.config import load_config
-from msn.errors import UserError
+from msn.cli import main as cli
+from msn.config.load import load_config
 from msn.interop import anything, release
-from msn.pretrain import pretrain
-from tests.experiments import write_tiny
-from tests.interop.encoders import same
+from msn.runtime import checkpoint
+from msn.runtime.errors import UserError
+from msn.train.pretrain import pretrain
+from tests.support.encoders import same
+from tests.support.experiments import write_tiny
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from msn.interop import anything, huggingface, official, timm_vit
 from msn.interop.weights import weights_from
 from msn.models.encoder import build_encoder
 from msn.models.head import projection_head
-from tests.interop.encoders import TINY, random_tensors, random_weights, same
+from tests.support.encoders import TINY, random_tensors, random_weights, same
 
 OTHERS = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 

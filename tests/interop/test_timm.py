@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from msn.data.batch import normalise
 from msn.data.views import eval_view
-from msn.errors import UserError
 from msn.interop import anything, timm_vit
 from msn.interop.tensorfile import read_file
 from msn.models.encoder import ENCODERS, EncoderSize
-from tests.interop.encoders import TINY, images, random_weights, relative, same
+from msn.runtime.errors import UserError
+from tests.support.encoders import TINY, images, random_weights, relative, same
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from msn import cli
-from msn.errors import UserError
+from msn.cli import main as cli
 from msn.interop import zoo
+from msn.runtime.errors import UserError
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB
 NAME = "vits16_800ep"

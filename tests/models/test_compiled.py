@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn import collectives
-from msn.build import build_parts
-from msn.devices import require_compiler
-from msn.errors import UserError
-from msn.pretrain import pretrain, train_step
-from msn.sharding import full
-from tests.distributed.processes import run_on
-from tests.experiments import batches, tiny_config, tiny_parts, write_tiny
-from tests.runs import assert_same, killed_at
-from tests.test_pretrain import latest
+from msn.runtime import collectives
+from msn.runtime.devices import require_compiler
+from msn.runtime.errors import UserError
+from msn.runtime.sharding import full
+from msn.train.build import build_parts
+from msn.train.pretrain import pretrain, train_step
+from tests.support.experiments import batches, tiny_config, tiny_parts, write_tiny
+from tests.support.processes import run_on
+from tests.support.runs import assert_same, killed_at
+from tests.train.test_pretrain import latest
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from msn.config import CONV_STEMS, PATCH_SIZES
+from msn.config.load import CONV_STEMS, PATCH_SIZES
 from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
 from msn.models.head import projection_head
 

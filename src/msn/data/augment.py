@@ -18,7 +18,7 @@ import torch
 from timm.data import create_transform
 
 from msn.data.image import Image
-from msn.keyed import Stream, seed64
+from msn.runtime.keyed import Stream, seed64
 
 Compose = Callable[[PIL.Image.Image], torch.Tensor]
 

@@ -19,7 +19,7 @@ from msn.data.order import samples_of_step
 from msn.data.sources import Source
 from msn.data.views import SampleViews, eval_view, make_views
 from msn.data.workers import made_by_workers
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 Transform = Callable[[Image, int, int], np.ndarray]
 """(image, epoch, index) -> uint8 (S, S, C); what is random in it is keyed by the two."""

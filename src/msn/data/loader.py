@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from msn import keyed
 from msn.data.batch import Views, allocate
 from msn.data.draws import ViewSpec
 from msn.data.image import BadImage
@@ -26,7 +25,8 @@ from msn.data.order import samples_of_step
 from msn.data.sources import Source
 from msn.data.views import SampleViews, make_views
 from msn.data.workers import PREFETCH, made_by_workers
-from msn.errors import RunError, UserError
+from msn.runtime import keyed
+from msn.runtime.errors import RunError, UserError
 
 MOST_WORKERS = 32  # that "auto" takes: more hold more batches in memory than they gain
 REPLACEMENTS = 20  # images tried in place of a bad one

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from msn.errors import RunError
+from msn.runtime.errors import RunError
 
 Arrays = Mapping[str, np.ndarray]
 Layout = Mapping[str, tuple[str, tuple[int, ...], int]]  # name -> dtype, shape, offset in bytes

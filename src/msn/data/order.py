@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from msn import keyed
+from msn.runtime import keyed
 
 ROUNDS = 8  # of the Feistel network; on the tiniest domains fewer leave a visible bias
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msn.data.mapped import THREADS
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 if sys.version_info >= (3, 12):
     import tarfile

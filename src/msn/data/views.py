@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 import torch
 
-from msn import keyed
 from msn.data.colour import adjust
 from msn.data.draws import Box, Draw, ViewSpec, draw_view, pack
 from msn.data.image import Image
+from msn.runtime import keyed
 
 # A reduced image is used where every crop shrinks by this much more: its filter hardly shows then.
 REDUCING_GAP = 2

@@ -10,7 +10,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 PREFETCH = 2  # batches ready per worker
 

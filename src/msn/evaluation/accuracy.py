@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn import collectives
 from msn.data.labelled import Batch
-from msn.files import write_json
+from msn.runtime import collectives
+from msn.runtime.files import write_json
 
 
 class Score(NamedTuple):

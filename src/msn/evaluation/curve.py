@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from msn.evaluation.logistic import Accuracy, accuracy, choose_lambda, fit
-from msn.files import replacing
+from msn.runtime.files import replacing
 
 
 class LabelSet(NamedTuple):

@@ -15,21 +15,21 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
 
-from msn import checkpoint, collectives
-from msn.build import use_bf16
-from msn.checkpoint import CLASSIFIER, State
-from msn.config import FinetuneConfig
+from msn.config.load import FinetuneConfig
+from msn.config.sections.evaluation import FinetuneCriterion
 from msn.data.augment import Augment, Centre, seeded
-from msn.errors import UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.job import Job, build_job, read_weights
 from msn.evaluation.supervised import learn
-from msn.keyed import Stream, seed64
+from msn.interop.pretrained import Pretrained
+from msn.methods.schedules import warmup_cosine
 from msn.models.classifier import NOT_DECAYED, Classifier
-from msn.optim import step_unless
-from msn.pretrained import Pretrained
-from msn.schedules import warmup_cosine
-from msn.sections.evaluation import FinetuneCriterion
+from msn.runtime import checkpoint, collectives
+from msn.runtime.checkpoint import CLASSIFIER, State
+from msn.runtime.errors import UserError
+from msn.runtime.keyed import Stream, seed64
+from msn.train.build import use_bf16
+from msn.train.optim import step_unless
 
 
 class FinetuneLearner:

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msn import collectives
-from msn.build import open_images
-from msn.config import EvaluationFile
+from msn.config.load import EvaluationFile
+from msn.config.sections.evaluation import LabelledImages
 from msn.data.labelled import LabelledSet, Transform
-from msn.errors import UserError
-from msn.pretrained import Pretrained, digest, read_pretrained
-from msn.sections.evaluation import LabelledImages
-from msn.subsets import read_subset
+from msn.data.subsets import read_subset
+from msn.interop.pretrained import Pretrained, digest, read_pretrained
+from msn.runtime import collectives
+from msn.runtime.errors import UserError
+from msn.train.build import open_images
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from msn.errors import UserError
-from msn.features import require_finite
+from msn.evaluation.features import require_finite
+from msn.runtime.errors import UserError
 
 Setting = tuple[int, float | None]
 """Voting neighbours k, and the temperature of their votes; None counts heads."""

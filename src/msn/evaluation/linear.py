@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn import checkpoint, collectives
-from msn.build import use_bf16
-from msn.checkpoint import CLASSIFIER, State
-from msn.config import LinearConfig
+from msn.config.load import LinearConfig
 from msn.data.labelled import CentreCrop, RandomCrop
-from msn.errors import UserError
 from msn.evaluation.accuracy import Result
 from msn.evaluation.job import build_job, read_weights
 from msn.evaluation.supervised import learn
-from msn.keyed import Stream, seed64
+from msn.methods.schedules import cosine
 from msn.models.encoder import VisionTransformer
 from msn.models.linear import HeadSettings, LinearHeads
-from msn.optim import MomentumSGD
-from msn.schedules import cosine
+from msn.runtime import checkpoint, collectives
+from msn.runtime.checkpoint import CLASSIFIER, State
+from msn.runtime.errors import UserError
+from msn.runtime.keyed import Stream, seed64
+from msn.train.build import use_bf16
+from msn.train.optim import MomentumSGD
 
 
 class LinearLearner:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from msn import keyed
-from msn.errors import UserError
-from msn.features import require_finite
+from msn.evaluation.features import require_finite
+from msn.runtime import keyed
+from msn.runtime.errors import UserError
 
 SOLVERS = ("cyanure", "torch", "sklearn")
 PENALTIES = ("l2", "l1")

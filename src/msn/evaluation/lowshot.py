@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn import keyed
-from msn.errors import UserError
 from msn.evaluation.logistic import accuracy, fit, prepare
+from msn.runtime import keyed
+from msn.runtime.errors import UserError
 
 # The strength in the official README's example of five images per class. (0.075 is the authors'
 # for 1 % of ImageNet; none was published for one or two images per class.) On the held-out digits

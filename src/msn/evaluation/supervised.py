@@ -13,22 +13,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from msn import checkpoint, collectives
-from msn.checkpoint import CLASSIFIER, State
-from msn.collectives import Ballot, agreed
-from msn.config import EvaluationFile
+from msn.config.load import EvaluationFile
 from msn.data.batch import normalise
 from msn.data.labelled import Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count, worker_deaths
-from msn.distributed import job_name
-from msn.errors import Interrupted, RunError, UserError
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
 from msn.evaluation.job import Job
-from msn.files import replacing
-from msn.identity import changes
-from msn.lock import locked
-from msn.runlog import StepTimer, Table, csv_path
-from msn.signals import stop_on_signal
+from msn.runtime import checkpoint, collectives
+from msn.runtime.checkpoint import CLASSIFIER, State
+from msn.runtime.collectives import Ballot, agreed
+from msn.runtime.distributed import job_name
+from msn.runtime.errors import Interrupted, RunError, UserError
+from msn.runtime.files import replacing
+from msn.runtime.identity import changes
+from msn.runtime.lock import locked
+from msn.runtime.signals import stop_on_signal
+from msn.train.runlog import StepTimer, Table, csv_path
 
 COLUMNS = ("epoch", "itr", "step", "loss", "lr", "time (ms)", "images_per_s", "data_wait")
 TOPS = ("top1", "top5")

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from msn import checkpoint
-from msn.checkpoint import CLASSIFIER
-from msn.errors import UserError
 from msn.interop import classifiers, huggingface, official, release, timm_vit
 from msn.interop.official import Which
 from msn.interop.tensorfile import read_file, read_json
 from msn.interop.weights import Weights
+from msn.runtime import checkpoint
+from msn.runtime.checkpoint import CLASSIFIER
+from msn.runtime.errors import UserError
 
 
 def read(path: Path, *, which: Which = "target", num_heads: int | None = None) -> Weights:

@@ -1,7 +1,7 @@
 """Model cards: what the weights are, how to load them, what licence they have to do with."""
 
+from msn.interop.pretrained import official_names
 from msn.interop.weights import Weights
-from msn.pretrained import official_names
 
 PAPER = "https://arxiv.org/abs/2204.07141"
 LICENCE = """\

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msn import checkpoint
-from msn.checkpoint import CLASSIFIER
-from msn.errors import UserError
 from msn.interop.official import normalisation_of
+from msn.interop.pretrained import digest
 from msn.interop.weights import Classifier, Weights, weights_from
-from msn.pretrained import digest
+from msn.runtime import checkpoint
+from msn.runtime.checkpoint import CLASSIFIER
+from msn.runtime.errors import UserError
 
 
 def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None) -> Weights:

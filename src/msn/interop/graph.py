@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn.errors import UserError
-from msn.files import replacing
 from msn.interop.weights import Weights
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing
 
 Tap = Literal["cls", "cls_prenorm", "patches", "patch_mean", "projection", "logits"]
 TAPS: tuple[Tap, ...] = get_args(Tap)

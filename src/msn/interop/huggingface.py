@@ -14,13 +14,13 @@ from torch import Tensor
 
 from msn.data.normalisation import Normalisation
 from msn.data.views import eval_short_side
-from msn.errors import UserError
-from msn.files import new_folder, write_json
 from msn.interop import card
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
 from msn.interop.weights import Classifier, Tensors, Weights, weights_from
 from msn.models.encoder import EncoderSize
+from msn.runtime.errors import UserError
+from msn.runtime.files import new_folder, write_json
 
 MODEL_TYPE = "vit_msn"
 PREFIX = "vit."

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from msn import checkpoint
 from msn.data.normalisation import Normalisation
-from msn.errors import UserError
+from msn.interop.pretrained import KEYS
 from msn.interop.weights import Weights, weights_from
-from msn.pretrained import KEYS
+from msn.runtime import checkpoint
+from msn.runtime.errors import UserError
 
 Which = Literal["target", "anchor"]
 

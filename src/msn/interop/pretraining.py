@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from msn.data.batch import Views
 from msn.data.normalisation import Normalisation
 from msn.interop.weights import Weights, weights_from
-from msn.losses import log_prior
+from msn.methods.msn.losses import log_prior
+from msn.methods.msn.model import MSN
+from msn.methods.schedules import linear
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.models.head import projection_head
-from msn.models.msn import MSN
-from msn.schedules import linear
 
 
 class PreTrainingOutput(NamedTuple):

@@ -5,10 +5,10 @@ import re
 import shutil
 from pathlib import Path
 
-from msn import checkpoint
-from msn.errors import UserError
-from msn.files import new_folder, writing
 from msn.interop import card, official
+from msn.runtime import checkpoint
+from msn.runtime.errors import UserError
+from msn.runtime.files import new_folder, writing
 
 SUMS = "SHA256SUMS"
 NEEDED = ("encoder", "target_encoder", "prototypes", "opt", "step", "config")

@@ -7,9 +7,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from msn import checkpoint
-from msn.errors import UserError
 from msn.interop.weights import Tensors
+from msn.runtime import checkpoint
+from msn.runtime.errors import UserError
 
 MAX_JSON_BYTES = 16 * 2**20
 SINGLE = ("model.safetensors", "pytorch_model.bin")

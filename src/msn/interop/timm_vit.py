@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from msn.data.normalisation import Normalisation
 from msn.data.views import eval_short_side
-from msn.errors import UserError
-from msn.files import new_folder, write_json
 from msn.interop import card
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
 from msn.interop.weights import Classifier, Tensors, Weights, weights_from
+from msn.runtime.errors import UserError
+from msn.runtime.files import new_folder, write_json
 
 CONFIG = "config.json"
 NAMES = {

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn.checkpoint import differences
 from msn.data.normalisation import Normalisation, imagenet_normalisation
-from msn.errors import UserError
+from msn.interop.pretrained import Architecture, infer_architecture
 from msn.models.encoder import VisionTransformer, build_encoder
 from msn.models.head import projection_head
-from msn.pretrained import Architecture, infer_architecture
+from msn.runtime.checkpoint import differences
+from msn.runtime.errors import UserError
 
 Tensors = dict[str, Tensor]
 HEAD = "fc."

@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from msn.data.mapped import cache_folder
-from msn.errors import UserError
-from msn.files import replacing, writing
 from msn.interop.release import sha256
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing, writing
 
 ADDRESS = "https://dl.fbaipublicfiles.com/msn/"
 LICENCE = "CC BY-NC 4.0 (no commercial use), https://creativecommons.org/licenses/by-nc/4.0/"

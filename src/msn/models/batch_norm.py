@@ -6,7 +6,7 @@ torch.nn.SyncBatchNorm is for GPUs only; this one also runs on gloo.
 import torch
 from torch import Tensor, nn
 
-from msn import collectives
+from msn.runtime import collectives
 
 
 class BatchNorm(nn.BatchNorm1d):

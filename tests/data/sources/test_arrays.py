@@ -10,8 +10,8 @@ import pytest
 
 from msn.data.image import BadImage
 from msn.data.sources import Source, open_source
-from msn.errors import UserError
-from tests.data.sources.made import add, encoded, images, npy
+from msn.runtime.errors import UserError
+from tests.support.made import add, encoded, images, npy
 
 COUNT, CHANNELS = 12, 5
 ARRAYS = np.random.default_rng(0).integers(0, 65536, (COUNT, 9, 11, CHANNELS), dtype=np.uint16)

@@ -14,7 +14,7 @@ from msn.data import mapped
 from msn.data.image import BadImage
 from msn.data.sources import Source, open_source
 from msn.data.sources.folder import Folder
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 
 def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: int = 6) -> Path:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from msn.data.image import BadImage
 from msn.data.sources import Source, open_source
-from msn.errors import UserError
-from tests.data.sources.made import encoded, images
+from msn.runtime.errors import UserError
+from tests.support.made import encoded, images
 
 
 def listed(content: str | bytes, folder: Path, name: str = "list.txt", **more: Any) -> Source:

@@ -9,8 +9,8 @@ import pytest
 from msn.data import mapped
 from msn.data.image import BadImage
 from msn.data.sources import Source, open_source
-from msn.errors import UserError
-from tests.data.sources.made import add, encoded, images, make_tar
+from msn.runtime.errors import UserError
+from tests.support.made import add, encoded, images, make_tar
 
 PNG = encoded(images(20)[0])
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
+from msn.config.sections.data import SourceName
 from msn.data.sources import Source, open_source
-from msn.errors import UserError
-from msn.pretrain import pretrain
-from msn.sections.data import SourceName
-from tests.data.sources.made import COUNT, MAKERS, encoded, idx, images, labels, make_cifar10, md5
-from tests.experiments import tiny_config
+from msn.runtime.errors import UserError
+from msn.train.pretrain import pretrain
+from tests.support.experiments import tiny_config
+from tests.support.made import COUNT, MAKERS, encoded, idx, images, labels, make_cifar10, md5
 
 Pairs = Iterator[tuple[np.ndarray, int]]
 

@@ -8,7 +8,7 @@ from msn.data.sources.idx import open_idx
 from msn.data.sources.image_list import ImageList, list_file, list_root
 from msn.data.sources.shards import Shards, find_shards
 from msn.data.sources.torchvision_sets import open_cifar, open_stl10
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 __all__ = ["Sample", "Source", "open_source"]
 

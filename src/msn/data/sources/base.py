@@ -10,11 +10,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from msn import keyed
 from msn.data.image import ArrayImage, BadImage, Image, open_image
 from msn.data.mapped import Arrays
 from msn.data.normalisation import Normalisation, imagenet_normalisation, measured_normalisation
-from msn.errors import UserError
+from msn.runtime import keyed
+from msn.runtime.errors import UserError
 
 ARRAYS = ".npy"  # images in a data set that has no others, as they may be features or masks
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ARRAYS)

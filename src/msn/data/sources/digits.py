@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from msn import keyed
 from msn.data.sources.base import ArraySource
+from msn.runtime import keyed
 
 TRAIN = 1297
 

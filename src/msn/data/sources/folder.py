@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from msn.data.mapped import THREADS, Arrays, Watch, cached, pack, unpack
 from msn.data.sources.base import ARRAYS, EXTENSIONS, EncodedSource, file_stamp, read_file
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 
 class Folder(EncodedSource):

@@ -8,7 +8,7 @@ import numpy as np
 
 from msn.data.image import BadImage
 from msn.data.sources.base import EncodedSource, read_file
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "test")}
 

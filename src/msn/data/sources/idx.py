@@ -14,7 +14,7 @@ import numpy as np
 
 from msn.data.mapped import Arrays, Mapped, Watch, cached
 from msn.data.sources.base import ArraySource
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 HEADER_BYTES = {axes: 4 + 4 * axes for axes in (1, 3)}
 PREFIXES = {"train": "train", "val": "t10k"}

@@ -10,7 +10,7 @@ import numpy as np
 
 from msn.data.mapped import Arrays, Watch, cached, pack, unpack
 from msn.data.sources.base import EXTENSIONS, EncodedSource, data_folder, file_stamp, read_file
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 
 class ImageList(EncodedSource):

@@ -13,7 +13,7 @@ import numpy as np
 from msn.data.image import BadImage
 from msn.data.mapped import THREADS, Arrays, Watch, cached, pack, unpack
 from msn.data.sources.base import ARRAYS, EXTENSIONS, SPLITS, EncodedSource, file_stamp
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 MAX_LABEL_BYTES = 32
 

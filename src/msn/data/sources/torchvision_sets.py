@@ -10,7 +10,7 @@ import numpy as np
 
 from msn.data.mapped import Arrays, Mapped, Watch, cached
 from msn.data.sources.base import ArraySource
-from msn.errors import UserError
+from msn.runtime.errors import UserError
 
 CIFAR_FILES = {
     "cifar10": {

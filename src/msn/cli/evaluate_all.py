@@ -1,0 +1,133 @@
+"""`msn evaluate all`: what the representation is worth, in one table."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msn.cli.weights import Bench, add_options, beside, open_bench
+from msn.data.sources import Source
+from msn.evaluation.features import PIXELS, evenly_spaced, raw_pixels, views
+from msn.evaluation.frozen import frozen
+from msn.evaluation.logistic import accuracy, fit, prepare
+from msn.evaluation.lowshot import LAMBDA
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing
+from msn.runtime.keyed import Stream, seed64
+from msn.visualize.report import Representation, Scores, available, score
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_options(parser)
+    add = parser.add_argument
+    add("--images-per-class", type=int, nargs="+", default=[1, 2, 5], metavar="N")
+    add("--draws", type=int, default=20, help="of the labelled images (default 20)")
+    add("--seed", type=int, default=0, help="of the draws and the untrained encoder (default 0)")
+    add("--k", type=int, default=20, help="neighbours that vote (default 20)")
+    add("--max-images", type=int, metavar="N", help="of each split, evenly spaced (default all)")
+    add("--out", type=Path, metavar="FILE", help="Markdown (default beside the weights)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table and write it as Markdown."""
+    limits = (*options.images_per_class, options.draws, options.k, options.max_images or 1)
+    if min(limits) < 1 or options.seed < 0:
+        raise UserError(
+            "--images-per-class, --draws, --k and --max-images must be at least 1,"
+            " --seed at least 0"
+        )
+    bench = open_bench(options)
+    splits = bench.labelled()
+    chosen = [evenly_spaced(len(source), options.max_images) for source in splits]
+    train_labels, val_labels = (
+        torch.from_numpy(np.asarray(source.labels(), dtype=np.int64)[indices])
+        for source, indices in zip(splits, chosen, strict=True)
+    )
+    counts = available(train_labels, options.images_per_class)
+    rows, linear = [], []
+    for name, (train, val) in (
+        ("raw pixels", _pixels(bench, splits, chosen)),
+        ("untrained encoder", _features(_untrained(bench, options.seed), splits, chosen)),
+        ("trained encoder", _features(bench, splits, chosen)),
+    ):
+        row = Representation(name, train, val)
+        settings = {"draws": options.draws, "seed": options.seed, "k": options.k}
+        rows.append(score(row, train_labels, val_labels, counts, **settings))
+        linear.append(_linear(row, train_labels, val_labels, bench.encoder.devices[0]))
+    text = markdown(rows, linear, options.k)
+    print(text)
+    path = options.out or beside(options.weights, "evaluation.md")
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(f"\nwritten: {path}")
+
+
+def markdown(rows: Sequence[Scores], linear: Sequence[float], k: int) -> str:
+    """A line for each representation: k-NN, each number of images per class, all labels."""
+    shots = [f"{result.images_per_class}-shot" for result in rows[0].low_shot]
+    heads = ["accuracy in %", f"{k}-NN", *shots, "linear, all labels"]
+    lines = [heads, ["---"] * len(heads)]
+    for row, top1 in zip(rows, linear, strict=True):
+        cells = [f"{result.mean:.1f} ± {result.std:.1f}" for result in row.low_shot]
+        lines.append([row.name, f"{row.knn:.1f}", *cells, f"{top1:.1f}"])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _linear(
+    row: Representation, train_labels: Tensor, val_labels: Tensor, device: torch.device
+) -> float:
+    """Logistic regression on all labels, as in the paper's linear transfer (appendix A)."""
+    train, val = (prepare(features.double().to(device)) for features in (row.train, row.val))
+    return accuracy(fit(train, train_labels, lambd=LAMBDA), val, val_labels).top1
+
+
+def _untrained(bench: Bench, seed: int) -> Bench:
+    """The same with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed64(seed, Stream.INIT))
+        vit = bench.pretrained.architecture.build()
+    encoder = frozen(
+        bench.pretrained,
+        devices=bench.encoder.devices,
+        bf16=bench.encoder.bf16,
+        image_size=bench.encoder.image_size,
+        mean=bench.encoder.mean,
+        std=bench.encoder.std,
+        vit=vit,
+    )
+    return bench._replace(encoder=encoder)
+
+
+def _features(
+    bench: Bench, splits: Sequence[Source], chosen: Sequence[np.ndarray]
+) -> tuple[Tensor, Tensor]:
+    train, val = (
+        bench.features(source, indices=indices).features
+        for source, indices in zip(splits, chosen, strict=True)
+    )
+    return train, val
+
+
+def _pixels(
+    bench: Bench, splits: Sequence[Source], chosen: Sequence[np.ndarray]
+) -> tuple[Tensor, Tensor]:
+    size = min(PIXELS, bench.encoder.image_size)
+    train, val = (
+        torch.cat(
+            [
+                raw_pixels(batch)
+                for _, batch in views(
+                    *(source, indices),
+                    size=size,
+                    batch_size=bench.batch_size,
+                    num_workers=bench.workers,
+                )
+            ]
+        )
+        for source, indices in zip(splits, chosen, strict=True)
+    )
+    return train, val

@@ -1,0 +1,108 @@
+"""What the commands that run a config file have in common."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from msn.config.load import ConfigFile, load
+from msn.runtime import collectives
+from msn.runtime.devices import choose_device
+from msn.runtime.distributed import World, find_world, joined
+from msn.runtime.errors import UserError
+from msn.runtime.identity import identity
+from msn.runtime.spawn import spawn
+
+File = TypeVar("File", bound=ConfigFile)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the config file, its overrides and the devices."""
+    parser.add_argument("--fname", required=True, metavar="CONFIG", help="YAML config file")
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=["auto"],
+        metavar="DEVICE",
+        help="cpu, cuda:0, ...; several start a process each; auto takes a GPU if there is one",
+    )
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the start",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="values that replace those of the config file",
+    )
+
+
+def read(options: argparse.Namespace, kind: type[File]) -> tuple[File, list[torch.device], World]:
+    """The config, the devices to run it on, and the processes that the environment tells of.
+
+    Raises:
+        UserError: any of them is wrong.
+    """
+    world = find_world()
+    devices = [choose_device(name, world.local_rank) for name in _device_names(options)]
+    if len(devices) > 1 and world.size > 1:
+        raise UserError(
+            f"--devices {' '.join(_device_names(options))}: the environment says that this is"
+            f" {world} already; name one device, or none"
+        )
+    return load(kind, options.fname, _overrides(options)), devices, world
+
+
+def run(
+    command: str,
+    options: argparse.Namespace,
+    kind: type[File],
+    work: Callable[[File, torch.device], object],
+) -> None:
+    """Do the work of a command as one of the processes of a run, or start a process a device.
+
+    Raises:
+        UserError: the request is wrong, or the processes do not find each other.
+    """
+    config, devices, world = read(options, kind)
+    if len(devices) > 1:
+        timeout = f"--start-timeout={options.start_timeout}"
+        words = [*command.split(), "--fname", options.fname, timeout, *_overrides(options)]
+        sys.exit(spawn(words, _device_names(options)))
+    if world.rank == 0:
+        for notice in config.notices():
+            print(f"note: {notice}")
+    settings = identity(config.model_dump(mode="json"))
+    with joined(world, devices[0], identity=settings, timeout=options.start_timeout):
+        work(config, devices[0])
+
+
+def run_and_print(
+    command: str,
+    options: argparse.Namespace,
+    kind: type[File],
+    evaluate: Callable[[File, torch.device], object],
+) -> None:
+    """The same for work that gives a table, which rank 0 prints."""
+
+    def work(config: File, device: torch.device) -> None:
+        table = evaluate(config, device)
+        if collectives.rank() == 0:
+            print(table)
+
+    run(command, options, kind, work)
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    # `--devices cpu section.key=value`: what has an equals sign is no device.
+    return [*options.overrides, *(name for name in options.devices if "=" in name)]
+
+
+def _device_names(options: argparse.Namespace) -> list[str]:
+    return [name for name in options.devices if "=" not in name] or ["auto"]

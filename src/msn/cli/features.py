@@ -1,0 +1,38 @@
+"""`msn features`: features of a frozen encoder for other programs."""
+
+import argparse
+from pathlib import Path
+
+from msn.cli.weights import add_options, add_taps, open_bench, taps_of
+from msn.data.sources.base import SPLITS
+from msn.evaluation.features import check_name, write
+from msn.runtime.errors import UserError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_options(parser)
+    add_taps(parser)
+    parser.add_argument("--split", choices=SPLITS, default="val", help="(default val)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".safetensors or .npz; beside it a folder FILE.cache holds what is done until the end",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compute them, or go on from where an interrupted run was, and write one file."""
+    check_name(options.out)
+    bench = open_bench(options)
+    if not bench.cache:
+        bench = bench._replace(cache=options.out.with_name(f"{options.out.name}.cache"))
+    found = bench.features(bench.open(options.split), taps=taps_of(options))
+    if not len(found.features):
+        raise UserError(f"the {options.split} split holds no images; check data.root_path")
+    write(options.out, found)
+    rows, width = found.features.shape
+    labels = "with labels" if found.labels is not None else "without labels"
+    print(f"{options.out}: {rows} x {width}, {labels}")

@@ -1,0 +1,99 @@
+"""`msn import`: weights from elsewhere, in a form to evaluate or to continue from."""
+
+import argparse
+import json
+from pathlib import Path
+
+from msn.config.load import load_config
+from msn.interop import anything, huggingface, official, release, timm_vit, zoo
+from msn.interop.pretrained import official_names, require_model
+from msn.interop.weights import Weights
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing
+
+ZOO = "official:"
+WRITERS = {"official": official.write, "huggingface": huggingface.write, "timm": timm_vit.write}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="checkpoint file; folder for transformers or timm; release; file of a timm ViT;"
+        f" or official:NAME of {', '.join(zoo.MODELS)}",
+    )
+    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="file or folder to write")
+    parser.add_argument(
+        "--as",
+        dest="format",
+        choices=(*WRITERS, "run"),
+        help="official: a checkpoint for meta.init_from and evaluation; huggingface, timm: a"
+        " folder; run: a release as the folder of a run, to go on with",
+    )
+    parser.add_argument("--model-name", metavar="NAME", help="refuse weights of another model")
+    parser.add_argument(
+        "--num-heads", type=int, metavar="N", help="attention heads, where the file does not tell"
+    )
+    released = parser.add_argument_group("for official:NAME")
+    released.add_argument(
+        "--from",
+        dest="given",
+        type=Path,
+        metavar="FILE",
+        help="a copy of the released file, where there is no network",
+    )
+    released.add_argument("--sha256", metavar="HEX", help="refuse a file with another hash")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read weights, say what they are, and write them where asked to."""
+    if (options.out is None) != (options.format is None):
+        raise UserError("OUT and --as go together: give both, or neither to look only")
+    if options.format == "run":
+        unpack(Path(options.source), options.out)
+        return
+    model_name, source = options.model_name, Path(options.source)
+    if options.source.startswith(ZOO):
+        name = options.source.removeprefix(ZOO)
+        source = zoo.fetch(name, given=options.given, expected=options.sha256)
+        model_name = model_name or zoo.MODELS[name]
+        print(f"{source}\nSHA-256  {release.sha256(source)}\nlicence  {zoo.LICENCE}")
+    weights = anything.read(source, num_heads=options.num_heads)
+    if model_name:
+        require_model(weights.architecture.size, model_name, source)
+    print(describe(weights))
+    if options.format:
+        WRITERS[options.format](options.out, weights)
+        print(f"wrote {options.out}")
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """Make a release the folder of a run, whose config says that it lies there."""
+    files = release.unpack(source, folder)
+    for path in (file for file in files if file.name.endswith("-config.yaml")):
+        config = load_config(path, [f"logging.folder={json.dumps(str(folder))}"])
+        with replacing(path) as temporary:
+            temporary.write_text(config.dump_yaml(), encoding="utf-8")
+        print(f"wrote {folder}; to go on: python main.py --fname {path}")
+
+
+def describe(weights: Weights) -> str:
+    """What was read, in a few lines."""
+    size, channels = weights.architecture.size, weights.architecture.in_chans
+    side = weights.architecture.image_size
+    patch = f"patch {size.patch_size}" if size.patch_size else "convolutional stem"
+    names = " = ".join(official_names(size)) or "no official model"
+    rest = [
+        "projection head" * bool(weights.head),
+        f"{len(weights.prototypes)} prototypes" if weights.prototypes is not None else "",
+        f"{len(weights.classifier.bias)} classes" if weights.classifier else "",
+    ]
+    return "\n".join(
+        (
+            f"encoder  {names}: width {size.embed_dim}, depth {size.depth},"
+            f" {size.num_heads} heads, {patch}",
+            f"images   {side} x {side} px, {channels} channels",
+            f"with     {', '.join(filter(None, rest)) or 'nothing else'}",
+        )
+    )

@@ -1,0 +1,265 @@
+"""What an experiment is: a config file as one typed, validated, immutable object.
+
+Config files of the official MSN code load unchanged. `python -m msn.config > configs/schema.json`
+writes the JSON schema for editors.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from msn.config.sections.base import Section
+from msn.config.sections.criterion import Criterion, PowerLaw
+from msn.config.sections.data import Data, Images
+from msn.config.sections.evaluation import (
+    AugmentedImages,
+    EvaluationLogging,
+    FinetuneCriterion,
+    FinetuneMeta,
+    FinetuneOptimization,
+    LabelledImages,
+    LinearMeta,
+    LinearOptimization,
+)
+from msn.config.sections.logging import Logging, Probe
+from msn.config.sections.meta import CONV_STEMS, MODEL_NAMES, PATCH_SIZES, EncoderSize, Meta
+from msn.config.sections.optimization import Optimization
+from msn.config.yaml_file import EXPONENT_FLOAT, FLOAT_TAG, Document, explain, read
+from msn.runtime.errors import UserError
+
+__all__ = [
+    "CONV_STEMS",
+    "MODEL_NAMES",
+    "PATCH_SIZES",
+    "Config",
+    "Criterion",
+    "Data",
+    "EncoderSize",
+    "Logging",
+    "Meta",
+    "Optimization",
+    "PowerLaw",
+    "Probe",
+    "load_config",
+    "load_images",
+]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists on one line, quotes text that looks like 1e-3, and never writes an alias."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(
+    tuple, lambda dumper, t: dumper.represent_sequence("tag:yaml.org,2002:seq", t, flow_style=True)
+)
+_Dumper.add_representer(  # PyYAML by itself loses U+0085, a line break to it
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
+
+
+class ConfigFile(Section):
+    """A whole file: a mapping of sections."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]]
+    """By section, keys that official files hold and that change nothing."""
+
+    def dump_yaml(self) -> str:
+        """The resolved config as YAML, which `load` reads back to an equal config.
+
+        Keys without effect are left out unless they were given.
+        """
+        unused = {
+            section: set(keys) - getattr(self, section).model_fields_set
+            for section, keys in self.NO_EFFECT.items()
+        }
+        values = self.model_dump(exclude=unused)
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+    def notices(self) -> list[str]:
+        """One line each for what a user may not expect: say them once, at the start."""
+        return []
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON schema of such a file, for editors."""
+        schema = cls.model_json_schema()
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class Config(ConfigFile):
+    """A whole pre-training experiment."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "meta": ("bottleneck", "two_layer", "use_pred_head", "use_fp16")
+    }
+
+    data: Data
+    logging: Logging
+    criterion: Criterion = Criterion()
+    meta: Meta = Meta()
+    optimization: Optimization = Optimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        data, meta, patch = self.data, self.meta, self.meta.patch_size
+        for key, size in self._view_sizes():
+            if not meta.grid(size):
+                yield key, f"{size} px is smaller than a patch; use at least {patch}"
+        patches = meta.grid(data.rand_size) ** 2
+        if patches and math.floor(patches * (1.0 - data.patch_drop)) < 1:
+            most = math.floor(100 * (1 - 1 / patches)) / 100
+            rule = f"{data.patch_drop} keeps 0 of the {patches} patches of a random view"
+            yield "data.patch_drop", f"{rule}; use at most {most:g}"
+        for batch in ("batch_size", "global_batch_size"):
+            if meta.use_bn and getattr(self.criterion, batch) == 1:
+                rule = "1 gives the head's BatchNorm a single target view"
+                yield f"criterion.{batch}", f"{rule}; use at least 2, or meta.use_bn: false"
+        probe = self.logging.probe
+        if probe and probe.source == "folder" and not (probe.root_path or data.root_path):
+            rule = "the folder source needs it"
+            yield "logging.probe.root_path", f"{rule}; set it, or logging.probe.source: digits"
+
+    def _view_sizes(self) -> Iterator[tuple[str, int]]:
+        yield "data.rand_size", self.data.rand_size
+        if self.data.focal_views:
+            yield "data.focal_size", self.data.focal_size
+
+    def notices(self) -> list[str]:
+        return [*self._idle_keys(), *self._surprises()]
+
+    def _idle_keys(self) -> Iterator[str]:
+        meta, criterion = self.meta, self.criterion
+        idle = [f"meta.{key}" for key in self.NO_EFFECT["meta"] if key in meta.model_fields_set]
+        if idle:
+            yield f"without effect, as in the official code: {', '.join(idle)}"
+        if meta.use_fp16:
+            yield "meta.use_fp16 is true but has no effect; use meta.precision: bf16"
+        if meta.copy_data and not self.data.root_path:
+            yield "meta.copy_data has no effect without data.root_path"
+        if meta.read_checkpoint and not meta.load_checkpoint:
+            yield "meta.read_checkpoint has no effect while meta.load_checkpoint is false"
+        if criterion.use_ent and not criterion.ent_weight:
+            yield "criterion.use_ent has no effect on the loss while criterion.ent_weight is 0"
+        if criterion.ent_weight and not criterion.use_ent:
+            yield "criterion.ent_weight has no effect while criterion.use_ent is false"
+        if criterion.prior != "uniform" and not (criterion.me_max and criterion.memax_weight):
+            yield "criterion.prior has no effect without criterion.me_max and a memax_weight"
+
+    def _surprises(self) -> Iterator[str]:
+        if self.criterion.prior != "uniform" and self.criterion.use_sinkhorn:
+            rule = "criterion.use_sinkhorn draws the targets to uniform use, against"
+            yield f"{rule} criterion.prior; consider criterion.use_sinkhorn: false"
+        patch = self.meta.patch_size
+        for key, size in self._view_sizes():
+            if size % patch and self.meta.model_name not in CONV_STEMS:
+                rule = f"{key} {size} is not a multiple of the patch size {patch}"
+                yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
+
+
+class EvaluationFile(ConfigFile):
+    """What linear evaluation and fine-tuning have in common."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "meta": ("master_port", "device", "copy_data")
+    }
+
+    data: LabelledImages
+    logging: EvaluationLogging
+    meta: LinearMeta = LinearMeta()
+
+    def notices(self) -> list[str]:
+        idle = [key for key in self.NO_EFFECT["meta"] if key in self.meta.model_fields_set]
+        return [f"without effect: {', '.join(f'meta.{key}' for key in idle)}"] if idle else []
+
+
+class LinearConfig(EvaluationFile):
+    """A linear evaluation."""
+
+    optimization: LinearOptimization = LinearOptimization()
+
+
+class FinetuneConfig(EvaluationFile):
+    """A fine-tuning."""
+
+    data: AugmentedImages
+    criterion: FinetuneCriterion = FinetuneCriterion()
+    meta: FinetuneMeta = FinetuneMeta()
+    optimization: FinetuneOptimization = FinetuneOptimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        mixes = self.criterion.mixup or self.criterion.cutmix
+        if mixes and self.optimization.batch_size % 2:
+            rule = f"{self.optimization.batch_size} is odd, but images are mixed in pairs"
+            yield "optimization.batch_size", f"{rule}; use an even number"
+
+
+File = TypeVar("File", bound=ConfigFile)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the config file of a pre-training experiment, see `load`."""
+    return load(Config, path, overrides)
+
+
+def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> File:
+    """Read a config file.
+
+    Args:
+        kind: what the file describes.
+        path: a YAML file.
+        overrides: `section.key=value` texts, the value in YAML; the last one of a key counts.
+
+    Raises:
+        UserError: one line with file and line (or override), key, value, rule and remedy of every
+            problem found.
+    """
+    document = read(path)
+    for text in overrides:
+        document.override(text)
+    for name in kind.model_fields:
+        if document.values.get(name) is None:  # absent or empty: what is required in it says so
+            document.values[name] = {}
+    try:
+        return kind.model_validate(document.values)
+    except ValidationError as error:
+        raise UserError(explain(error, document, kind)) from None
+
+
+class _ImagesFile(ConfigFile):
+    data: Images
+
+
+def load_images(
+    path: str | Path | None, overrides: Sequence[str], default: Mapping[str, Any]
+) -> Images:
+    """Where images come from: the `data` section of a config file of any kind.
+
+    Args:
+        path: a YAML file; None starts from `default`.
+        overrides: `data.key=value` texts.
+        default: keys and values of the section.
+
+    Raises:
+        UserError: as `load` does; of the file only the keys of `Images` are looked at.
+    """
+    document = Document("data", {"data": dict(default)}, {}) if path is None else read(path)
+    data = document.values.get("data") or {}
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key in Images.model_fields}
+    document.values = {"data": data}
+    for text in overrides:
+        document.override(text)
+    try:
+        return _ImagesFile.model_validate(document.values).data
+    except ValidationError as error:
+        raise UserError(explain(error, document, _ImagesFile)) from None

@@ -1,0 +1,63 @@
+"""Section `logging`: what a run writes, and where."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from msn.config.sections.base import Count, NonEmpty, Positive, Section, Whole
+from msn.config.sections.data import SourceName
+
+
+def _file_stem(tag: str) -> str:
+    if not tag.isprintable() or tag in ("", ".", "..") or set(tag) & set("/\\"):
+        raise ValueError("must be a plain file name: not empty, no '/' and no '\\'")
+    return tag
+
+
+FileStem = Annotated[str, AfterValidator(_file_stem)]
+
+
+class Probe(Section):
+    """A k-nearest-neighbour probe of the target encoder during the run."""
+
+    every: Whole = 10
+    """Epochs between probes; 0 probes only at the end."""
+    source: SourceName | None = None
+    """Labelled source; null takes data.source."""
+    root_path: str | None = None
+    """Its root folder; null takes data.root_path."""
+    image_folder: str | None = None
+    """Its folder below the root; null takes data.image_folder."""
+    image_list: NonEmpty | None = None
+    """Its list of images; null takes data.image_list."""
+    k: Count = 20
+    """Neighbours that vote."""
+    temperature: Positive = 0.07
+    """Temperature of the votes."""
+    max_images: Count | None = 10_000
+    """At most this many images of each split, which are kept in memory; null takes all."""
+    report: bool = False
+    """At the end, print a low-shot table and draw loss curve and neighbours."""
+
+
+class Logging(Section):
+    """What a run writes, and where."""
+
+    folder: NonEmpty
+    """Output folder; created when missing."""
+    write_tag: FileStem = "msn"
+    """First part of the names of all files written."""
+    checkpoint_freq: Count = 25
+    """Epochs between numbered checkpoints."""
+    checkpoint_freq_itr: Count = 2500
+    """Steps between saves of the latest checkpoint."""
+    keep: Count = 1
+    """Newest saves kept: the latest and, beyond 1, TAG-stepN before it."""
+    async_save: bool = False
+    """Write checkpoints in the background, from a copy in host memory; one at a time."""
+    log_freq: Count = 10
+    """Steps between log lines."""
+    tensorboard: bool = True
+    """Also write TensorBoard event files."""
+    probe: Probe | None = None
+    """Probe with labelled images; null has none."""

@@ -1,0 +1,121 @@
+"""Section `meta`: the model, and how a run starts."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from msn.config.sections.base import BelowOne, Count, NonEmpty, Positive, Section
+
+# fmt: off
+PATCH_SIZES = {
+    "deit_tiny": 16, "deit_small": 16, "deit_small_p8": 8, "deit_small_p7": 7,
+    "vitc_4gf": 16, "deit_small_convstem": 16,
+    "deit_base_p8": 8, "deit_base_p7": 7, "deit_base_p4": 4, "deit_base": 16,
+    "deit_large_p7": 7, "deit_large_p8": 8, "deit_large": 16,
+    "deit_huge": 16, "deit_huge_p8": 8, "deit_huge_p7": 7, "deit_huge_p10": 10,
+}
+# fmt: on
+"""Pixels per patch side of the named models; for a convolutional stem, its stride."""
+MODEL_NAMES = tuple(PATCH_SIZES)
+CONV_STEMS = frozenset({"vitc_4gf", "deit_small_convstem"})
+"""Models whose padded stem turns a cut-off border into a further patch instead of dropping it."""
+
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[MODEL_NAMES]
+
+
+class EncoderSize(Section):
+    """A Vision Transformer of any size, in place of a named one."""
+
+    patch_size: Count
+    """Side of a patch, px."""
+    embed_dim: Count
+    """Width of a token."""
+    depth: Count
+    """Number of blocks."""
+    num_heads: Count
+    """Attention heads; divides embed_dim."""
+    mlp_ratio: Positive = 4.0
+    """Hidden width of the MLP over embed_dim."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        width, heads = self.embed_dim, self.num_heads
+        if width % heads:
+            yield "embed_dim", f"{width} is not a multiple of num_heads {heads}; change either"
+
+
+class Meta(Section):
+    """The model, and how a run starts."""
+
+    method: Literal["msn"] = "msn"
+    """Pre-training method."""
+    model_name: ModelName | None = "deit_small"
+    """One of the official encoders."""
+    encoder: EncoderSize | None = None
+    """An encoder of any size; replaces model_name."""
+    drop_path_rate: BelowOne = 0.0
+    """Stochastic depth of the last block, linear from 0 at the first."""
+    hidden_dim: Count = 2048
+    """Hidden width of the projection head."""
+    output_dim: Count = 256
+    """Output width of the projection head, and width of a prototype."""
+    use_bn: bool = True
+    """BatchNorm in the projection head."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it, fp32 official."""
+    checkpoint_activations: bool = False
+    """Compute the blocks' activations again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the encoder's blocks: faster steps, but the first takes half a minute or more."""
+    shard: bool = False
+    """Share weights, gradients and moments out over the processes: less memory, more traffic."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of every random draw."""
+    load_checkpoint: bool = False
+    """Continue from a checkpoint."""
+    read_checkpoint: str | None = None
+    """File name of that checkpoint in logging.folder; null takes the latest."""
+    allow_batch_change: bool = False
+    """Continue a run with another global batch, at the same share of its epoch."""
+    init_from: NonEmpty | None = None
+    """File of weights to start from, with a fresh optimiser."""
+    copy_data: bool = False
+    """Copy data.root_path/image_folder, a folder or a tar file, to data.scratch before training."""
+    bottleneck: int = 1
+    """No effect."""
+    two_layer: bool = False
+    """No effect."""
+    use_pred_head: bool = False
+    """No effect."""
+    use_fp16: bool = False
+    """No effect; see precision."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoder_replaces_default_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("encoder") and "model_name" not in values:
+            return {**values, "model_name": None}
+        return values
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.model_name and self.encoder:
+            yield "model_name", f"{self.model_name} and meta.encoder are both given; drop either"
+        if not self.model_name and not self.encoder:
+            yield "model_name", "is null and there is no meta.encoder; give either"
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels; the stride of a convolutional stem."""
+        if self.encoder:
+            return self.encoder.patch_size
+        assert self.model_name
+        return PATCH_SIZES[self.model_name]
+
+    def grid(self, size: int) -> int:
+        """Patches along one side of a square view of `size` pixels."""
+        if self.model_name in CONV_STEMS:
+            size += self.patch_size - 1
+        return size // self.patch_size

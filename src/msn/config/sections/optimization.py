@@ -1,0 +1,40 @@
+"""Section `optimization`: AdamW and its schedules."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field, Strict
+
+from msn.config.sections.base import Count, NonNegative, Positive, Probability, Section
+
+
+class Optimization(Section):
+    """AdamW and its schedules."""
+
+    epochs: Count = 800
+    """Length of the run."""
+    warmup: NonNegative = 15.0
+    """Epochs of linear warm-up from start_lr to lr."""
+    start_lr: NonNegative = 0.0002
+    """Learning rate at the first step."""
+    lr: NonNegative = 0.001
+    """Learning rate after warm-up."""
+    final_lr: NonNegative = 1e-6
+    """Learning rate at the end of the stretched cosine."""
+    weight_decay: NonNegative = 0.04
+    """Weight decay at the first step."""
+    final_weight_decay: NonNegative = 0.4
+    """Weight decay at the end of the stretched cosine."""
+    clip_grad: Positive | None = 3.0
+    """Largest gradient norm of the encoder; null does not clip."""
+    ema: Annotated[tuple[Probability, Probability], Strict(False)] = (0.996, 1.0)
+    """Momentum of the target at the first step and at the end of the stretched schedule."""
+    schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
+    """All schedules are laid out over this many times the run, and cut at its end."""
+    accumulate: Count = 1
+    """Micro-batches per step; Sinkhorn and the mean assignment see all of them."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.warmup > self.epochs:
+            rule = f"{self.warmup:g} epochs are longer than the run of {self.epochs}"
+            yield "warmup", f"{rule}; lower it or raise optimization.epochs"

@@ -1,0 +1,250 @@
+"""Reading a config file: YAML that remembers where each key stands, and errors that say so."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from msn.config.sections.criterion import PRIOR_TAGS
+from msn.runtime.errors import UserError
+
+MAX_BYTES = 64 * 1024
+MAX_PROBLEMS = 10
+FLOAT_TAG = "tag:yaml.org,2002:float"
+EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+"""Numbers such as 1e-3, which PyYAML by itself takes for text."""
+
+RULES = {
+    "missing": "is missing; set it",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number, without quotes",
+    "bool_type": "must be true or false",
+    "string_type": "must be text; put it in quotes",
+    "tuple_type": "must be a list, such as [0.3, 1.0]",
+    "model_type": "must be a mapping of keys to values",
+    "finite_number": "must be finite",
+    "string_too_short": "must not be empty",
+}
+"""What the types of pydantic's errors mean to the author of a config file."""
+
+KeyPath = tuple[str | int, ...]
+Where = Callable[[yaml.Mark | None], str]
+
+
+@dataclass
+class Document:
+    """The values of a config file and, by key path, the place (file:line, override) of each."""
+
+    name: str
+    values: dict[str, Any]
+    places: dict[KeyPath, str]
+
+    def place(self, path: KeyPath) -> str:
+        """Where the key at `path`, or the nearest section around it, was given."""
+        ends = range(len(path), 0, -1)
+        return next(
+            (self.places[path[:end]] for end in ends if path[:end] in self.places), self.name
+        )
+
+    def override(self, text: str) -> None:
+        """Apply `section.key=value`; a section that is absent or null is created.
+
+        Raises:
+            UserError: not of that form, not YAML, or below a key that holds a plain value.
+        """
+        place = f"override '{text}'"
+        dotted, equals, value = text.partition("=")
+        path = tuple(part.strip() for part in dotted.split("."))
+        if not equals or len(path) < 2 or not all(path):
+            raise _error(place, "must have the form section.key=value")
+        section = self.values
+        for depth, key in enumerate(path[:-1], start=1):
+            if section.get(key) is None:
+                section[key] = {}
+                self.places[path[:depth]] = place
+            section = section[key]
+            if not isinstance(section, dict):
+                key = _dotted(path[:depth])
+                raise _error(
+                    place, f"{key} is {_shown(section)} in the file; override {key} itself"
+                )
+        self.places = {p: at for p, at in self.places.items() if p[: len(path)] != path}
+        section[path[-1]] = _parse(value, path, lambda mark: place, self.places)
+
+
+def read(path: str | Path) -> Document:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        UserError: unreadable, too large, not UTF-8, not YAML, an alias, empty, a key given twice.
+    """
+    name = str(path)
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _error(name, f"cannot be read ({reason}); give the path of a YAML file") from None
+    if len(content) > MAX_BYTES:
+        raise _error(name, f"is larger than {MAX_BYTES // 1024} KiB; give a config file")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise _error(f"{name}:{line}", "is not UTF-8 text; save the file as UTF-8") from None
+    places: dict[KeyPath, str] = {}
+    values = _parse(text, (), lambda mark: f"{name}:{mark.line + 1}" if mark else name, places)
+    if values is None:
+        raise _error(name, "is empty; start from one of the files in configs/")
+    if not isinstance(values, dict):
+        raise _error(places[()], "must be a mapping of sections (criterion, data, ...) at the top")
+    del places[()]
+    return Document(name, values, places)
+
+
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
+    """One line that tells every problem pydantic found: place, key, value, rule and remedy."""
+    problems = [
+        line
+        for details in error.errors(include_url=False)
+        for line in _explain(details, document, model)
+    ]
+    more = len(problems) - MAX_PROBLEMS
+    return _printable("; ".join(problems[:MAX_PROBLEMS]) + (f"; and {more} more" * (more > 0)))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number, and without aliases (a bomb) and tags (types)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            problem = "aliases (*) and tags (!) are not supported; write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
+
+
+def _parse(text: str, path: KeyPath, where: Where, places: dict[KeyPath, str]) -> Any:
+    """The value of a YAML text that stands at `path`; fills `places` at and below it."""
+    try:
+        node = _Loader(text).get_single_node()
+        if node is None:
+            places[path] = where(None)
+            return None
+        return _value(node, path, where, places)
+    except yaml.MarkedYAMLError as error:
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise _error(where(error.problem_mark or error.context_mark), f"YAML: {problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        mark = yaml.Mark("", error.position, line, 0, None, 0)
+        raise _error(where(mark), "YAML: an unprintable character; remove it") from None
+    except RecursionError:
+        raise _error(where(None), "YAML: nested too deeply") from None
+
+
+def _value(node: yaml.Node, path: KeyPath, where: Where, places: dict[KeyPath, str]) -> Any:
+    places.setdefault(path, where(node.start_mark))
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, (*path, i), where, places) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, where, places)
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    except (ValueError, OverflowError):
+        problem = f"{_dotted(path)} = {_shown(node.value)}: not a number or date; quote it if text"
+        raise _error(places[path], problem) from None
+
+
+def _mapping(
+    node: yaml.MappingNode, path: KeyPath, where: Where, places: dict[KeyPath, str]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        place = where(key_node.start_mark)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _error(place, "a key must be a plain word")
+        inner = (*path, key_node.value)
+        if key_node.value in values:
+            raise _error(place, f"{_dotted(inner)}: given before, at {places[inner]}; remove one")
+        places[inner] = place
+        values[key_node.value] = _value(value_node, inner, where, places)
+    return values
+
+
+def _explain(details: ErrorDetails, document: Document, model: type[BaseModel]) -> Iterator[str]:
+    path = tuple(part for part in details["loc"] if part not in PRIOR_TAGS)
+    if details["type"] == "rules":
+        for key, rule in details["ctx"]["problems"]:
+            inner = (*path, *key.split("."))
+            yield f"{document.place(inner)}: {_dotted(inner)}: {rule}"
+        return
+    key = f"{document.place(path)}: {_dotted(path)}"
+    if details["type"] == "extra_forbidden":
+        yield f"{key}: unknown key; {_suggestion(path, model)}"
+    elif details["type"] == "missing":
+        yield f"{key}: {RULES['missing']}"
+    else:
+        yield f"{key} = {_shown(details['input'])}: {_rule(details)}"
+
+
+def _rule(details: ErrorDetails) -> str:
+    if details["type"] in RULES:
+        return RULES[details["type"]]
+    if details["type"] == "literal_error":
+        names = re.findall(r"'([^']*)'", details["ctx"]["expected"])
+        close = difflib.get_close_matches(str(details["input"]), names, n=1)
+        return f"did you mean '{close[0]}'?" if close else f"must be {details['ctx']['expected']}"
+    rule = re.sub(r"^(Value error, |(Input|Tuple) should )", "", details["msg"])
+    rule = rule.replace("greater than or equal to", "at least").replace(" after validation", "")
+    rule = rule.replace("less than or equal to", "at most")
+    return rule if rule.startswith("must") else f"must {rule}"
+
+
+def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
+    """What the author of the unknown key at `path` may have meant."""
+    unknown = str(path[-1])
+    sections = {name: next(_models(f.annotation)) for name, f in model.model_fields.items()}
+    elsewhere = [f"{name}.{unknown}" for name, s in sections.items() if unknown in s.model_fields]
+    if elsewhere:
+        return f"did you mean '{elsewhere[0]}'?"
+    for part in path[:-1]:
+        model = next(_models(model.model_fields[str(part)].annotation))
+    close = difflib.get_close_matches(unknown, model.model_fields, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(model.model_fields)}"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models inside a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
+def _dotted(path: KeyPath) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _error(place: str, problem: str) -> UserError:
+    return UserError(_printable(f"{place}: {problem}"))

@@ -1,0 +1,173 @@
+"""Lists of labelled images in the official format, and getting the official lists of ImageNet.
+
+One file name on each line. `n01440764_10026.JPEG` is the file of that name in the class folder
+`n01440764`; a name with its folder (`dogs/rex.png`), or any other name that the source gives an
+image, is taken as it stands.
+"""
+
+import hashlib
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from msn.data.sources import Source
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing, writing
+
+FOLDER = "imagenet_subsets"
+SHOWN = 3  # bad lines in a message
+TIMEOUT = 30.0  # seconds
+
+
+class Listed(NamedTuple):
+    """An official list: `name` is its path below the folder of all lists."""
+
+    name: str
+    images_per_class: int | str
+    lines: int
+    bytes: int
+    sha256: str
+
+
+def read_subset(path: Path, source: Source) -> np.ndarray:
+    """Indices (N,) in `source` of the images on a list, in its order. Blank lines do not count.
+
+    Raises:
+        UserError: no such list, it is empty, or lines that name no image of the source, an unknown
+            class, or an image a second time.
+    """
+    lines = list(_lines(path))
+    if not lines:
+        raise UserError(f"{path}: lists no images; give a file with a file name on each line")
+    # Only what is listed is looked up: a source may have millions of names.
+    wanted: dict[str, int] = {}
+    for _, text in lines:
+        wanted.update(dict.fromkeys(_candidates(text), -1))
+    classes = set()
+    for index in range(len(source)):
+        name = source.name(index)
+        classes.add(name.partition("/")[0])
+        if name in wanted:
+            wanted[name] = index
+    found, problems = [], []
+    seen: dict[str, int] = {}
+    for number, text in lines:
+        names = [name for name in _candidates(text) if wanted[name] >= 0]
+        if not names:
+            known = any(name.partition("/")[0] in classes for name in _candidates(text)[1:])
+            what = "no such file" if known or "/" in text else "its class is unknown"
+            problems.append(f"line {number} '{text}': {what}")
+        elif names[0] in seen:
+            problems.append(f"line {number} '{text}': is on line {seen[names[0]]} too")
+        else:
+            seen[names[0]] = number
+            found.append(wanted[names[0]])
+    if problems:
+        more = len(problems) - SHOWN
+        text = "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        raise UserError(
+            f"{path}: {text}; give the list of these training images (data.root_path,"
+            " data.image_folder), or restore the files"
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def write_subset(path: Path, source: Source, indices: np.ndarray) -> None:
+    """Write a list that `read_subset` reads back, with bare file names where they tell the class.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    names = []
+    for index in indices:
+        name = source.name(int(index))
+        _, slash, base = name.partition("/")
+        names.append(base if slash and name in _candidates(base)[1:] else name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def official_lists() -> list[Listed]:
+    """The manifest: name, images per class, lines and SHA-256 of the ten official lists."""
+    return [Listed(**entry) for entry in _manifest()["files"]]
+
+
+def official_url() -> str:
+    """Where the official lists are, at the commit that the manifest was made from."""
+    manifest = _manifest()
+    repository = manifest["repository"].replace("//github.com", "//raw.githubusercontent.com")
+    return f"{repository}/{manifest['commit']}"
+
+
+def fetch(folder: Path, url: str) -> list[Path]:
+    """Get the official lists below `url` into `folder`: all of them, or none.
+
+    Raises:
+        UserError: no connection, a file that is not that of the manifest, or no room.
+    """
+    contents = {
+        listed: _download(f"{url.rstrip('/')}/{listed.name}", listed) for listed in official_lists()
+    }
+    paths = []
+    for listed, content in contents.items():
+        path = folder / listed.name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        listed = "/".join(path.parts[-2:]) in {entry.name for entry in official_lists()}
+        remedy = "get it with: python -m msn subsets fetch" if listed else "check --subset-path"
+        raise UserError(f"{path}: no such list of images; {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of file names ({error})") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _candidates(text: str) -> list[str]:
+    """Names that a line may stand for: itself, or in the folder of any part before a `_`."""
+    ends = [at for at, letter in enumerate(text) if letter == "_" and at]
+    return [text, *(f"{text[:end]}/{text}" for end in ends)]
+
+
+def _manifest() -> dict[str, Any]:
+    text = resources.files("msn.data").joinpath("imagenet_subsets.json").read_text("utf-8")
+    manifest: dict[str, Any] = json.loads(text)
+    return manifest
+
+
+def _download(address: str, listed: Listed) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+            content: bytes = answer.read(listed.bytes + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{address}: cannot be fetched ({reason}); check the connection, or copy the folders"
+            f" imagenet_subsets1 to 3 of the official repository into {FOLDER}/"
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != listed.sha256:
+        raise UserError(
+            f"{address}: SHA-256 is {digest}, the manifest has {listed.sha256}; nothing was"
+            " installed; try again, or another --url"
+        )
+    return content

@@ -1,0 +1,327 @@
+"""Images -> frozen features: computed once, in shards that survive an interruption, and kept.
+
+A cache is a folder with one sub-folder for each key, and the key is made of all that changes the
+features: weights, taps, evaluation view, normalisation, precision, and the images themselves. What
+is found under a key is therefore what would be computed again.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msn.data.image import BadImage
+from msn.data.labelled import CentreCrop, LabelledSet, batches_in_turn
+from msn.data.sources import Source
+from msn.data.views import eval_view
+from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing, writing
+
+FORMAT = 1
+SHARD = 8192  # images
+PIXELS = 32  # largest side of images whose raw pixels are a representation
+
+
+Encode = Callable[[Tensor], Tensor]
+Normalise = Callable[[Tensor], Tensor]
+
+
+class EvalSet(NamedTuple):
+    """Evaluation images of a labelled split, ready to be encoded again and again."""
+
+    images: Tensor  # uint8 (N, S, S, C), CPU
+    labels: Tensor  # int64 (N,), CPU
+
+
+class Features(NamedTuple):
+    """What an encoder makes of images, in the order in which they were asked for."""
+
+    features: Tensor  # float32 (N, D), CPU
+    labels: Tensor | None  # int64 (N,), CPU; None of an unlabelled source
+    names: list[str]
+
+
+def evaluation_images(
+    source: Source, *, image_size: int, max_images: int | None = None, num_workers: int = 0
+) -> EvalSet:
+    """The deterministic evaluation views of `source`, in its order.
+
+    Args:
+        source: where the images come from; it must be labelled.
+        image_size: side S of the square views, in pixels.
+        max_images: at most this many, evenly spaced over the source, so that a source sorted by
+            class stays balanced. None takes all.
+        num_workers: processes that decode images; 0 decodes in this one.
+
+    Raises:
+        UserError: the source has no labels, or an image cannot be read.
+    """
+    labels = _labels(source)
+    chosen = evenly_spaced(len(source), max_images)
+    shape = len(chosen), image_size, image_size, source.channels
+    images = torch.empty(shape, dtype=torch.uint8)
+    made = views(source, chosen, size=image_size, batch_size=256, num_workers=num_workers)
+    for place, (_, part) in zip(images.split(256), made, strict=True):
+        place.copy_(part)
+    return EvalSet(images, torch.from_numpy(labels[chosen]))
+
+
+@torch.no_grad()
+def encode_all(
+    encode: Encode,
+    images: Tensor,
+    *,
+    normalise: Normalise,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Features of uint8 `images` (N, S, S, C): float32 (N, D) on the CPU.
+
+    Args:
+        encode: float (B, C, S, S) -> (B, D), with the module already in eval mode.
+        images: as in `EvalSet.images`.
+        normalise: uint8 (B, S, S, C) on `device` -> float (B, C, S, S).
+        batch_size: images per call of `encode`.
+        device: where `encode` computes.
+    """
+    batches = (batch.to(device, non_blocking=True) for batch in images.split(batch_size))
+    return torch.cat([encode(normalise(batch)).float().cpu() for batch in batches])
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """The baseline representation: uint8 (N, S, S, C) -> float32 (N, S*S*C) in [0, 1]."""
+    return images.flatten(1).float() / 255
+
+
+def extract(
+    encoder: FrozenEncoder,
+    source: Source,
+    *,
+    indices: np.ndarray | None = None,
+    taps: Taps = MSN_TAPS,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    cache: Path | None = None,
+    shard: int = SHARD,
+) -> Features:
+    """Features of the images of a source.
+
+    Args:
+        encoder: as given by `msn.load_encoder`.
+        source: of images with as many channels as the encoder takes.
+        indices: (N,) of the images; None takes all.
+        taps: which features.
+        batch_size: images at a time, on all devices together.
+        num_workers: processes that decode images; 0 decodes in this one.
+        cache: folder to keep them in, and to find them if they are there; None keeps nothing.
+        shard: images between saves.
+
+    Raises:
+        UserError: an image cannot be read, a feature is not finite, the cache cannot be written.
+    """
+    encoder.check(taps)
+    chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
+    folder = None if cache is None else _prepare(cache, encoder, source, chosen, taps)
+    parts = []
+    for start in range(0, len(chosen), shard):
+        images = chosen[start : start + shard]
+        path = folder / f"{start:010d}.safetensors" if folder else None
+        shape = len(images), encoder.width(taps)
+        part = _read_shard(path, shape) if path else None
+        if part is None:
+            part = _compute(encoder, source, images, taps, batch_size, num_workers)
+            if path:
+                _write_tensors(path, {"features": part})
+        parts.append(part)
+    features = torch.cat(parts) if parts else torch.empty(0, encoder.width(taps))
+    labels = source.labels()
+    return Features(
+        features,
+        None if labels is None else torch.from_numpy(np.asarray(labels, dtype=np.int64)[chosen]),
+        [source.name(int(index)) for index in chosen],
+    )
+
+
+def key(
+    encoder: FrozenEncoder, source: Source, indices: np.ndarray, taps: Taps = MSN_TAPS
+) -> dict[str, Any]:
+    """All that the features depend on, as values of JSON.
+
+    Raises:
+        UserError: an image of the source is gone.
+    """
+    return {
+        "format": FORMAT,
+        "weights": encoder.digest,
+        "taps": taps._asdict(),
+        "view": _view_digest(encoder),
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+        "precision": "bf16" if encoder.bf16 else "fp32",
+        "images": len(indices),
+        "source": _source_digest(source, indices),
+    }
+
+
+def write(path: Path, found: Features) -> None:
+    """Write features, labels and names to one file.
+
+    `.npz`: arrays `features`, `labels` and `names`. `.safetensors`: tensors `features`, `labels`,
+    and `names` as the UTF-8 bytes of one name on each line. Without labels there is no `labels`.
+
+    Raises:
+        UserError: the name ends in neither, or the file cannot be written.
+    """
+    check_name(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        text = bytearray("\n".join(found.names).encode("utf-8", "surrogateescape"))
+        names = torch.frombuffer(text, dtype=torch.uint8) if text else torch.empty(0).byte()
+        tensors = {"features": found.features, "names": names}
+        if found.labels is not None:
+            tensors["labels"] = found.labels
+        _write_tensors(path, tensors)
+        return
+    arrays = {"features": found.features.numpy(), "names": np.array(found.names, dtype=np.str_)}
+    if found.labels is not None:
+        arrays["labels"] = found.labels.numpy()
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file name that tells no known format.
+
+    Raises:
+        UserError: it ends in neither `.safetensors` nor `.npz`.
+    """
+    if path.suffix not in (".npz", ".safetensors"):
+        raise UserError(f"{path}: must end in .safetensors or .npz")
+
+
+def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None:
+    """Refuse NaN and infinite features.
+
+    Raises:
+        UserError: names the first.
+    """
+    finite = features.isfinite().all(dim=1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        which = names[first] if names else f"image {first}"
+        raise UserError(
+            f"{which}: its features are not finite ({int((~finite).sum())} of {len(finite)} images"
+            " are concerned); the weights may be damaged, or try --precision fp32"
+        )
+
+
+def views(
+    source: Source, indices: np.ndarray, *, size: int, batch_size: int, num_workers: int = 0
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Evaluation views by batch: indices (B,) and uint8 (B, S, S, C).
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    # What comes with each image, elsewhere its label, is here its index.
+    images = LabelledSet(source, np.arange(len(source)), indices)
+    for batch in batches_in_turn(
+        images, CentreCrop(size), batch_size=batch_size, num_workers=num_workers
+    ):
+        yield batch.labels.numpy(), batch.images
+
+
+def _compute(
+    encoder: FrozenEncoder,
+    source: Source,
+    indices: np.ndarray,
+    taps: Taps,
+    batch_size: int,
+    num_workers: int,
+) -> Tensor:
+    parts = []
+    for batch, images in views(
+        source, indices, size=encoder.image_size, batch_size=batch_size, num_workers=num_workers
+    ):
+        part = encoder.encode(images, batch.tolist(), taps)
+        require_finite(part, [source.name(int(index)) for index in batch])
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def _labels(source: Source) -> np.ndarray:
+    labels = source.labels()
+    if labels is None:
+        raise UserError(
+            "evaluation needs labelled images, but the source has no labels: "
+            "give one with a sub-folder per class (logging.probe.root_path, .image_folder)"
+        )
+    return np.asarray(labels, dtype=np.int64)
+
+
+def evenly_spaced(length: int, limit: int | None) -> np.ndarray:
+    """At most `limit` of the numbers below `length`: a source sorted by class stays balanced."""
+    count = length if limit is None else min(limit, length)
+    return np.arange(count) * length // max(count, 1)
+
+
+def _prepare(
+    cache: Path, encoder: FrozenEncoder, source: Source, indices: np.ndarray, taps: Taps
+) -> Path:
+    """The folder of these features, with what they are made of written down."""
+    about = json.dumps(key(encoder, source, indices, taps), indent=2, sort_keys=True)
+    folder = cache / hashlib.sha256(about.encode()).hexdigest()[:32]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "about.json") as path:
+        path.write_text(about + "\n", encoding="utf-8")
+    return folder
+
+
+def _view_digest(encoder: FrozenEncoder) -> str:
+    """Of the evaluation view of a test image: another way of making views gives another."""
+    rows, columns = np.mgrid[:300, :260]
+    image = np.stack([rows, columns, rows * columns // 7], axis=-1).astype(np.uint8)
+    channels = np.arange(encoder.channels) % 3
+    view = eval_view(np.ascontiguousarray(image[..., channels]), encoder.image_size)
+    return hashlib.sha256(str(view.shape).encode() + view.tobytes()).hexdigest()
+
+
+def _source_digest(source: Source, indices: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{type(source).__qualname__} {source.channels}".encode())
+    try:
+        for index in indices:
+            digest.update(
+                f"{index} {source.stamp(int(index))}\n".encode("utf-8", "surrogateescape")
+            )
+    except BadImage as bad:
+        raise UserError(f"{bad}; replace or remove it") from bad
+    return digest.hexdigest()
+
+
+def _read_shard(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        features = load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None  # not there, or damaged: computed again
+    return features if tuple(features.shape) == shape else None
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -1,0 +1,245 @@
+"""Frozen encoders: images in, features out, on one device or several.
+
+encoder = msn.load_encoder("runs/mine/msn-latest.pth.tar")
+features = encoder.features(images)  # (N, D)
+"""
+
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msn.data.batch import normalise
+from msn.data.normalisation import imagenet_normalisation
+from msn.data.views import eval_view
+from msn.interop.pretrained import Pretrained, digest, read_pretrained
+from msn.models.encoder import VisionTransformer
+from msn.models.masking import kept_patches, random_keep
+from msn.runtime.errors import UserError
+from msn.runtime.keyed import Stream, seed64
+
+
+class Taps(NamedTuple):
+    """Where features are taken from. As it stands: what MSN's own evaluations read.
+
+    Attributes:
+        blocks: class tokens of this many last blocks, side by side.
+        norm: after the final LayerNorm, or before it.
+        patch_average: the mean patch token of the last block follows.
+        mask: share of patches dropped from each image, as in the paper's Table 15.
+    """
+
+    blocks: int = 1
+    norm: bool = False
+    patch_average: bool = False
+    mask: float = 0.0
+
+
+MSN_TAPS = Taps()
+
+
+class FrozenEncoder:
+    """An encoder in eval mode, with all that turns an image into its features.
+
+    Args:
+        vit: the encoder; a copy goes to each further device.
+        image_size: side of the square views, px.
+        mean, std: one number for each channel.
+        digest: of the weights; tells encoders apart.
+        devices: each takes an equal part of every batch.
+        bf16: compute under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        digest: str,
+        devices: Sequence[torch.device | str] = ("cpu",),
+        bf16: bool = False,
+    ) -> None:
+        if not len(mean) == len(std) == vit.in_chans:
+            raise UserError(
+                f"mean and std have {len(mean)} and {len(std)} numbers, the encoder takes images of"
+                f" {vit.in_chans} channels; give one for each"
+            )
+        vit = vit.eval().requires_grad_(False)
+        self.devices = [torch.device(device) for device in devices]
+        first, *others = self.devices
+        self._vits = [vit.to(first), *(copy.deepcopy(vit).to(device) for device in others)]
+        self.image_size = image_size
+        self.channels = vit.in_chans
+        self.mean, self.std = tuple(mean), tuple(std)
+        places = {each.cls_token.device for each in self._vits}
+        self._statistics = {
+            place: torch.tensor([self.mean, self.std], device=place) for place in places
+        }
+        self.digest = digest
+        self.bf16 = bf16
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The encoder itself, on the first device."""
+        return self._vits[0]
+
+    def width(self, taps: Taps = MSN_TAPS) -> int:
+        """Numbers that make up the features of one image."""
+        return self.vit.embed_dim * (taps.blocks + taps.patch_average)
+
+    def features(
+        self, images: Tensor | Sequence[np.ndarray], taps: Taps = MSN_TAPS, batch_size: int = 256
+    ) -> Tensor:
+        """Features of images in memory: float32 (N, D) on the CPU.
+
+        Args:
+            images: uint8 arrays (H, W, C) of any sizes, of which the evaluation view is taken
+                (`msn.data.views.eval_view`); or a tensor of views that are made already, uint8
+                (N, S, S, C).
+            taps: which features.
+            batch_size: images at a time.
+        """
+        self.check(taps)
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            views = batch if isinstance(batch, Tensor) else self.views(batch)
+            parts.append(self.encode(views, range(start, start + len(views)), taps))
+        return torch.cat(parts) if parts else torch.empty(0, self.width(taps))
+
+    def views(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Evaluation views, uint8 (N, S, S, C), of uint8 images (H, W, C)."""
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != np.uint8:
+                raise UserError(
+                    f"an image of shape {image.shape} and type {image.dtype}: must be uint8"
+                    f" (height, width, {self.channels})"
+                )
+        return torch.from_numpy(np.stack([eval_view(image, self.image_size) for image in images]))
+
+    def encode(self, views: Tensor, indices: Sequence[int], taps: Taps = MSN_TAPS) -> Tensor:
+        """Features of one batch of views: uint8 (B, S, S, C) to float32 (B, D) on the CPU.
+
+        Args:
+            views: as made by `views`.
+            indices: of the images in their source: what patches an image loses depends on nothing
+                else, neither on the batch nor on the devices.
+            taps: which features.
+        """
+        keep = self._keep(views, indices, taps.mask)
+        count = min(len(self._vits), len(views))
+        if count == 1:
+            return self._encode(self.vit, views, keep, taps)
+        keeps = [None] * count if keep is None else keep.tensor_split(count)
+        with ThreadPoolExecutor(count) as pool:
+            parts = pool.map(
+                self._encode, self._vits[:count], views.tensor_split(count), keeps, [taps] * count
+            )
+            return torch.cat(list(parts))
+
+    def check(self, taps: Taps) -> None:
+        """Refuse taps that this encoder has not.
+
+        Raises:
+            UserError: says which, and what there is.
+        """
+        depth = len(self.vit.blocks)
+        if not 1 <= taps.blocks <= depth:
+            raise UserError(f"--blocks {taps.blocks}: the encoder has {depth}; give 1 to {depth}")
+        patches = self.vit.patch_embed.grid(self.image_size, self.image_size)
+        number = patches[0] * patches[1]
+        if not 0 <= taps.mask < 1 or kept_patches(number, taps.mask) < 1:
+            raise UserError(
+                f"--mask {taps.mask:g}: must be a share from 0 to below 1 that leaves at least one"
+                f" of the {number} patches"
+            )
+
+    @torch.no_grad()
+    def _encode(
+        self, vit: VisionTransformer, views: Tensor, keep: Tensor | None, taps: Taps
+    ) -> Tensor:
+        device = vit.cls_token.device
+        images = normalise(views, *self._statistics[device])
+        keep = None if keep is None else keep.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            if taps.blocks == 1 and not taps.patch_average:
+                return vit.cls(images, keep, norm=taps.norm).float().cpu()
+            features = vit.last_features(
+                images, taps.blocks, keep, patch_average=taps.patch_average, norm=taps.norm
+            )
+            return features.float().cpu()
+
+    def _keep(self, views: Tensor, indices: Sequence[int], mask: float) -> Tensor | None:
+        if not mask:
+            return None
+        rows, columns = self.vit.patch_embed.grid(*views.shape[1:3])
+        draws = [
+            random_keep(rows * columns, mask, seed=seed64(0, Stream.MASK, index), images=1)
+            for index in indices
+        ]
+        return torch.stack([draw for draw in draws if draw is not None])
+
+
+def load_encoder(
+    path: str | Path,
+    *,
+    encoder: str = "target",
+    model_name: str | None = None,
+    devices: Sequence[torch.device | str] = ("cpu",),
+    bf16: bool = False,
+    image_size: int | None = None,
+) -> FrozenEncoder:
+    """A frozen encoder from a checkpoint of this project or a released one of the official code.
+
+    The architecture follows from the file. Image size and normalisation are those of the training
+    where the file tells them, else those of ImageNet.
+
+    Args:
+        path: of the file.
+        encoder: "target" (what is evaluated), or "anchor" where the file has it.
+        model_name: the model that the weights have to be of; None takes what they are.
+        devices: to compute on; batches are split over them.
+        bf16: compute under bfloat16 autocast, else in float32.
+        image_size: side of the views, px; None takes that of the training.
+
+    Raises:
+        UserError: the file cannot be read, or holds another model.
+    """
+    found = read_pretrained(path, encoder=encoder, model_name=model_name)
+    return frozen(found, devices=devices, bf16=bf16, image_size=image_size)
+
+
+def frozen(
+    found: Pretrained,
+    *,
+    devices: Sequence[torch.device | str] = ("cpu",),
+    bf16: bool = False,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    vit: VisionTransformer | None = None,
+) -> FrozenEncoder:
+    """A frozen encoder of weights that were read; `vit` takes their place where given.
+
+    Size and normalisation are those that are given, else the training's, else ImageNet's.
+    """
+    data: dict[str, Any] = found.config.get("data") or {}
+    channels = found.architecture.in_chans
+    vit = vit or found.encoder()
+    usual = imagenet_normalisation(channels)
+    return FrozenEncoder(
+        vit,
+        image_size=image_size or data.get("rand_size") or found.architecture.image_size,
+        mean=mean or found.mean or data.get("mean") or usual.mean,
+        std=std or found.std or data.get("std") or usual.std,
+        digest=digest(vit.state_dict()),
+        devices=devices,
+        bf16=bf16,
+    )

@@ -1,0 +1,1 @@
+"""Masked Siamese Networks."""

@@ -1,0 +1,214 @@
+"""MSN's loss as pure functions in log space (paper sections 3 and 4, eq. 1-3).
+
+Shapes: B images, V anchor views of each, K prototypes, D output dimensions. Anchor rows are
+view-major: all images of view 1, then all images of view 2, and so on.
+
+Working with log-probabilities keeps values and gradients finite where `log(p ** -t)` is not:
+a prototype opposite to a view has a probability that underflows, but a log-probability that does
+not. Callers pass fp32 (or fp64) tensors.
+
+With several processes B is each one's share of the images. Targets and mean assignment are those of
+all images, and the mean over the processes of each loss is that of all images, gradients included.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from msn.runtime import collectives
+
+
+class MSNLosses(NamedTuple):
+    """The parts of the loss and what they were computed from.
+
+    Attributes:
+        total: cross_entropy + memax_weight * regulariser + ent_weight * entropy, shape ().
+        cross_entropy: mean over the V*B anchor rows of H(target, anchor), shape ().
+        regulariser: KL(mean anchor assignment || prior), shape (). Never negative.
+        entropy: mean entropy of the anchor assignments, shape ().
+        log_mean_assignment: log of the mean anchor assignment, shape (K,), detached.
+        log_targets: log of the sharpened (and balanced) targets, shape (B, K), no gradient.
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    regulariser: Tensor
+    entropy: Tensor
+    log_mean_assignment: Tensor
+    log_targets: Tensor
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of x (N, D) divided by max(norm, 1e-12), also where the squared norm overflows."""
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    norm = scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
+    return x / norm.clamp_min(1e-12)
+
+
+def log_assignment(
+    features: Tensor, prototypes: Tensor, *, temperature: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """Soft assignment of features to prototypes (paper eq. 1), as log-probabilities.
+
+    Equals, row by row: `p = softmax(cos(feature, prototypes) / temperature)`, then with label
+    smoothing s: `(1 - s) * p + s / K`, then `log`.
+
+    Args:
+        features: (N, D).
+        prototypes: (K, D).
+        temperature: tau > 0.
+        label_smoothing: s in [0, 1): how much of the mass is spread evenly.
+
+    Returns:
+        (N, K) log-probabilities.
+    """
+    log_p = F.log_softmax(unit(features) @ unit(prototypes).T / temperature, dim=-1)
+    if label_smoothing:
+        spread = torch.full_like(log_p, math.log(label_smoothing / len(prototypes)))
+        log_p = torch.logaddexp(log_p + math.log1p(-label_smoothing), spread)
+    return log_p
+
+
+def log_sharpen(log_p: Tensor, sharpening: float) -> Tensor:
+    """Sharpen the rows of (N, K) log-probabilities: `p ** (1 / T)`, renormalised (section 3)."""
+    return F.log_softmax(log_p / sharpening, dim=-1)
+
+
+def log_sinkhorn(log_p: Tensor, iterations: int) -> Tensor:
+    """Balance (B, K) log-probabilities so that each prototype gets about the same mass.
+
+    Equals: `q = p / p.sum()`, then `iterations` times: every column (prototype) scaled to total
+    1 / K, every row (image) scaled to total 1 / B; at last every row scaled to total 1.
+    Columns run over the images of all processes. Constant factors, such as 1/K and 1/B, cancel in
+    the last scaling and are left out.
+    """
+    for _ in range(iterations):
+        log_p = log_p - collectives.log_mean_exp(torch.logsumexp(log_p, dim=0, keepdim=True))
+        log_p = log_p - torch.logsumexp(log_p, dim=1, keepdim=True)
+    return log_p
+
+
+def log_prior(num_prototypes: int, *, exponent: float = 0.0) -> Tensor:
+    """Log of the power-law prior, pi_k proportional to k ** -exponent, k = 1..K, shape (K,), fp64.
+
+    Exponent 0 is the uniform prior of MSN; PMSN (arXiv 2210.07277) uses 0.25 for long-tailed data.
+    """
+    ranks = torch.arange(1, num_prototypes + 1, dtype=torch.float64)
+    return F.log_softmax(-exponent * ranks.log(), dim=0)
+
+
+def kl_to_prior(log_mean: Tensor, log_prior: Tensor) -> Tensor:
+    """KL(mean assignment || prior) of two (K,) log-distributions.
+
+    With a uniform prior this is MSN's mean-entropy maximisation, log K - H(mean assignment);
+    with another it is PMSN's prior matching (PMSN eq. 9). The direction matters: the reverse KL
+    is a different loss.
+    """
+    return (log_mean.exp() * (log_mean - log_prior)).sum()
+
+
+def log_mean(log_p: Tensor) -> Tensor:
+    """Log of the mean over the rows of all processes of (N, K) log-probabilities, shape (K,)."""
+    return collectives.log_mean_exp(torch.logsumexp(log_p, dim=0) - math.log(len(log_p)))
+
+
+def mean_entropy(log_p: Tensor) -> Tensor:
+    """Mean over rows of the entropy of (N, K) log-probabilities, shape ()."""
+    return -(log_p.exp() * log_p).sum(dim=-1).mean()
+
+
+def msn_targets(
+    features: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float,
+    sharpening: float,
+    sinkhorn_iterations: int,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Targets of B images: assign, sharpen, then (if iterations > 0) balance. Without gradient.
+
+    Args:
+        features: (B, D) target features.
+        prototypes: (K, D).
+        temperature: that of the anchors; the sharpening makes the targets' colder.
+        sharpening: T > 0 of `log_sharpen`.
+        sinkhorn_iterations: 0 leaves the targets unbalanced.
+        label_smoothing: as in `log_assignment`.
+
+    Returns:
+        (B, K) log-probabilities.
+    """
+    with torch.no_grad():
+        log_p = log_assignment(
+            features, prototypes, temperature=temperature, label_smoothing=label_smoothing
+        )
+        return log_sinkhorn(log_sharpen(log_p, sharpening), sinkhorn_iterations)
+
+
+def msn_losses(
+    anchors: Tensor,
+    targets: Tensor,
+    prototypes: Tensor,
+    *,
+    temperature: float,
+    sharpening: float,
+    sinkhorn_iterations: int,
+    log_prior: Tensor,
+    memax_weight: float = 1.0,
+    ent_weight: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> MSNLosses:
+    """MSN's loss (paper eq. 2 and 3).
+
+    The naive loop it equals, with p(.) of `log_assignment` and t(.) of `msn_targets`:
+
+        for view in range(V):
+            for image in range(B):
+                cross_entropy -= sum_k t[image, k] * log p(anchor[view, image])[k] / (V * B)
+        total = cross_entropy + memax_weight * KL(mean of p || prior) + ent_weight * mean H(p)
+
+    Args:
+        anchors: (V*B, D) anchor features, view-major.
+        targets: (B, D) target features; no gradient flows into them.
+        prototypes: (K, D).
+        temperature: tau of the anchors' assignment.
+        sharpening: T of the targets.
+        sinkhorn_iterations: 0 switches the balancing of the targets off.
+        log_prior: (K,) log of the distribution that the mean assignment is drawn to.
+        memax_weight: weight of the regulariser; 0 leaves it out of the total.
+        ent_weight: weight of the entropy; 0 leaves it out of the total.
+        label_smoothing: as in `log_assignment`, of anchors and targets.
+
+    Raises:
+        ValueError: the anchor rows are not a multiple of the target rows.
+    """
+    if len(anchors) % len(targets):
+        raise ValueError(f"{len(anchors)} anchor rows are no multiple of {len(targets)} targets")
+    log_t = msn_targets(
+        targets,
+        prototypes,
+        temperature=temperature,
+        sharpening=sharpening,
+        sinkhorn_iterations=sinkhorn_iterations,
+        label_smoothing=label_smoothing,
+    )
+    log_p = log_assignment(
+        anchors, prototypes, temperature=temperature, label_smoothing=label_smoothing
+    )
+    # Each target meets the V views of its image: sum those first instead of repeating targets.
+    by_view = log_p.view(-1, *log_t.shape)
+    cross_entropy = -(log_t.exp() * by_view.sum(dim=0)).sum() / len(log_p)
+    mean = log_mean(log_p)
+    regulariser = kl_to_prior(mean, log_prior.to(mean))
+    entropy = mean_entropy(log_p)
+    total = cross_entropy
+    if memax_weight:
+        total = total + memax_weight * regulariser
+    if ent_weight:
+        total = total + ent_weight * entropy
+    return MSNLosses(total, cross_entropy, regulariser, entropy, mean.detach(), log_t)

@@ -1,0 +1,251 @@
+"""Checkpoints: file names, atomic writing, and reading that never runs code.
+
+One file holds one dict with the official keys (`encoder`, `target_encoder`, `prototypes`, `opt`,
+`epoch`, `batch_size`, `world_size`, `lr`, `temperature`, `loss`) and `step`, `config`, `version`,
+and `mean` and `std` that the images were normalised with.
+`epoch` counts finished epochs, `step` finished optimiser steps; all that a run draws is keyed by
+its step, so nothing else is needed to go on exactly.
+"""
+
+import errno
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from msn.runtime import sharding
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing, writing
+
+VERSION = 1
+State = dict[str, Any]
+
+CLASSIFIER = "classifier"  # a key that tells a classifier from a run of pre-training
+
+
+class Found(NamedTuple):
+    """A checkpoint that could be read."""
+
+    path: Path
+    state: State
+
+
+def latest_path(folder: Path, tag: str) -> Path:
+    """The file that a run goes on from."""
+    return folder / f"{tag}-latest.pth.tar"
+
+
+def epoch_path(folder: Path, tag: str, epochs: int) -> Path:
+    """The file that is kept after a number of finished epochs."""
+    return folder / f"{tag}-ep{epochs}.pth.tar"
+
+
+def trace_path(folder: Path, tag: str) -> Path:
+    """The Chrome trace of `--profile`."""
+    return folder / f"{tag}-trace.json"
+
+
+def step_path(folder: Path, tag: str, step: int) -> Path:
+    """A save of before the latest one, after a number of finished steps."""
+    return folder / f"{tag}-step{step}.pth.tar"
+
+
+def lock_path(folder: Path, tag: str) -> Path:
+    """The file that says who is writing to the folder."""
+    return folder / f"{tag}.lock"
+
+
+def config_path(folder: Path, tag: str) -> Path:
+    """The resolved config, written beside the run."""
+    return folder / f"{tag}-config.yaml"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of a run and prove that it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def save(path: Path, state: State) -> None:
+    """Write a checkpoint so that after a crash the old or the new file is whole.
+
+    Raises:
+        UserError: the file could not be written; the previous one is as it was.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise OSError(errno.ENOSPC, "the disk may be full") from error
+
+
+def save_latest(folder: Path, tag: str, state: State, *, before: int | None, keep: int) -> None:
+    """Replace the latest checkpoint; of those before, the `keep` - 1 newest stay, by their step.
+
+    Args:
+        before: step of the one that is replaced, None if there is none.
+
+    Raises:
+        UserError: as `save`.
+    """
+    latest = latest_path(folder, tag)
+    if keep > 1 and before is not None and before != state["step"]:
+        earlier = step_path(folder, tag, before)
+        with writing(earlier):
+            earlier.unlink(missing_ok=True)
+            try:
+                os.link(latest, earlier)
+            except OSError:  # no hard links on this file system
+                os.replace(latest, earlier)
+    save(latest, state)
+    for path in _numbered(folder, tag, "step")[keep - 1 :]:
+        path.unlink(missing_ok=True)
+
+
+def load(path: Path, key: str | None = "target_encoder") -> State:
+    """Read a checkpoint onto the CPU. Only tensors and plain values are read, never code.
+
+    Args:
+        path: of the file.
+        key: what a checkpoint of the wanted kind holds; None takes any.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds pickled code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; check the path") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path}: is a folder; name a checkpoint in it, or make one of a folder of transformers"
+            " or timm: python -m msn import FOLDER FILE --as official"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # torch looks for the end before the beginning
+            raise _damaged(path) from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise UserError(
+                f"{path}: holds pickled code, which is never run;"
+                " save it again as tensors and plain values only"
+            ) from None
+        raise _damaged(path) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
+        raise _damaged(path) from None
+    if not isinstance(state, dict) or key not in (None, *state):
+        key = key or "target_encoder"
+        raise UserError(f"{path}: not the checkpoint that is needed, it has no key '{key}'")
+    return state
+
+
+def load_newest(
+    folder: Path, tag: str, say: Callable[[str], None], key: str = "target_encoder"
+) -> Found | None:
+    """The newest readable checkpoint of a run, or None if it has none.
+
+    A damaged newest file is moved aside (`.damaged`) and said; the one before is taken.
+
+    Raises:
+        UserError: there are checkpoints, but none that can be read. Nothing is moved then.
+    """
+    damaged: list[tuple[Path, UserError]] = []
+    for path in _newest_first(folder, tag):
+        try:
+            found = Found(path, load(path, key))
+        except UserError as error:
+            damaged.append((path, error))
+            continue
+        for broken, reason in damaged:
+            os.replace(broken, broken.with_name(broken.name + ".damaged"))
+            say(f"{reason}; moved aside, going on from {path.name}")
+        return found
+    if damaged:
+        raise UserError(f"{damaged[0][1]}; move it away to start this run from the beginning")
+    return None
+
+
+def load_weights(
+    module: nn.Module, weights: Any, *, path: Path, key: str, optional: str | None = None
+) -> None:
+    """Load a state dict strictly; a `module.` prefix of DistributedDataParallel is dropped.
+
+    Of the names that begin with `optional` all may be missing: the module keeps its own.
+
+    Raises:
+        UserError: names are missing or left over, or shapes differ. The module is untouched.
+    """
+    weights = state_dict(weights, f"{path}: '{key}'")
+    own = module.state_dict()
+    if optional is not None and not any(name.startswith(optional) for name in weights):
+        weights |= {name: own[name] for name in own if name.startswith(optional)}
+    problems = differences(weights, own)
+    if problems:
+        raise mismatch(path, key, problems)
+    module.load_state_dict({name: sharding.shared_out(weights[name], own[name]) for name in own})
+
+
+def state_dict(value: Any, where: str) -> dict[str, Tensor]:
+    """`value`, if it is a state dict, without the `module.` prefix of DistributedDataParallel.
+
+    Raises:
+        UserError: it is not; `where` says what was looked at.
+    """
+    if not isinstance(value, dict) or not value or not all(map(torch.is_tensor, value.values())):
+        raise UserError(f"{where} is not a state dict; it must map names to tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in value.items()}
+
+
+def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unknown or of another shape in `given`."""
+    problems = [f"{name} missing" for name in expected if name not in given]
+    problems += [f"{name} unknown" for name in given if name not in expected]
+    problems += [
+        f"{name} is {tuple(given[name].shape)} and must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return problems
+
+
+def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
+    """The error for weights that are of another model."""
+    shown = "; ".join(problems[:5])
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return UserError(
+        f"{path}: '{key}' is of another model: {shown}{more};"
+        " give the config (meta, criterion.num_proto, data sizes) that it was trained with"
+    )
+
+
+def _newest_first(folder: Path, tag: str) -> list[Path]:
+    latest = latest_path(folder, tag)
+    earlier = [*_numbered(folder, tag, "step"), *_numbered(folder, tag, "ep")]
+    return [latest] * latest.exists() + earlier
+
+
+def _numbered(folder: Path, tag: str, kind: str) -> list[Path]:
+    """Files `TAG-KINDn`, the largest n first."""
+    numbered = []
+    for path in folder.glob("*.pth.tar"):
+        match = re.fullmatch(re.escape(f"{tag}-{kind}") + r"(\d+)\.pth\.tar", path.name)
+        if match:
+            numbered.append((int(match[1]), path))
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: truncated, damaged, or not a checkpoint")

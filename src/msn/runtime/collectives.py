@@ -1,0 +1,180 @@
+"""What the processes of a run compute together, and how they agree.
+
+A process is rank `rank()` of `world_size()`; alone, it is rank 0 of 1 and every function here is
+trivial, so that callers need not ask. The default process group of torch.distributed is used.
+
+Losses of the processes are meant to be averaged: gradients flow through `mean` as if the loss were
+the mean over all processes, which is what DistributedDataParallel makes of the parameters'.
+"""
+
+import contextlib
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from msn.runtime.errors import PeerLost, UserError
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of `x`, of one shape everywhere, over the processes; with gradient."""
+    return x if world_size() == 1 else _Mean.apply(x)
+
+
+def log_mean_exp(x: Tensor) -> Tensor:
+    """log of the mean over the processes of exp(x), also where exp(x) underflows; with gradient."""
+    if world_size() == 1:
+        return x
+    largest = x.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest + mean((x - largest).exp()).log()
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes (B, ...) -> (world_size * B, ...), by rank; without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    rows = x.detach().contiguous()
+    everything = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(everything, rows)
+    return everything
+
+
+def replicated(module: nn.Module) -> nn.Module:
+    """The module, such that several processes start from rank 0's weights and average gradients.
+
+    To call: state and parameters are those of the module that was given. Gradients are exchanged
+    while the backward pass is under way; for what has none, such as MSN's target, nothing is.
+    """
+    if world_size() == 1:
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.11
+        return nn.parallel.DistributedDataParallel(
+            module,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # computed from the global batch, they are equal
+        )
+
+
+def not_exchanging(replica: nn.Module) -> AbstractContextManager[None]:
+    """While gradients of several batches are summed: only those of the last are exchanged."""
+    if isinstance(replica, nn.parallel.DistributedDataParallel):
+        return replica.no_sync()
+    return contextlib.nullcontext()
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over the processes. It is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _averaged(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _averaged(gradients[0])
+
+
+def _averaged(x: Tensor) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def of_rank_0(value: Value) -> Value:
+    """What rank 0 gives, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def of_all(value: Value) -> list[Value]:
+    """The value that each process gives, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sharing_cores() -> int:
+    """How many processes, this one included, run on cores of this one."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+    places = of_all((socket.gethostname(), cores))
+    host, _ = places[rank()]
+    return sum(other == host and not cores.isdisjoint(theirs) for other, theirs in places)
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Leave this block well on all processes, or with an error on all. No collectives inside.
+
+    Raises:
+        UserError: of this process.
+        PeerLost: this process did well, but another did not.
+    """
+    own: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        if world_size() == 1:
+            raise
+        own = error
+    if world_size() == 1:
+        return
+    errors = of_all(str(own) if own else None)
+    if own:
+        raise own
+    failed = next((r for r, text in enumerate(errors) if text is not None), None)
+    if failed is not None:
+        raise PeerLost(f"rank {failed} cannot go on: {errors[failed]}")
+
+
+class Ballot:
+    """Which signal asks any process to stop, known to all at the same step, without waiting.
+
+    A vote is counted while the next step is computed, so with several processes the answer comes
+    one step late. As it is counted on the CPU, the device is not waited for.
+    """
+
+    def __init__(self) -> None:
+        self._count: tuple[Tensor, Any] | None = None
+
+    def vote(self, stop: int) -> int:
+        """Give this process's signal, or 0; the one of the vote before. Every process votes."""
+        if world_size() == 1:
+            return stop
+        stopping = self.close()
+        if not stopping:
+            wish = torch.tensor(stop)
+            self._count = wish, dist.all_reduce(wish, dist.ReduceOp.MAX, async_op=True)
+        return stopping
+
+    def close(self) -> int:
+        """Wait for the vote that is still being counted, if there is one; its result."""
+        if self._count is None:
+            return 0
+        (wish, work), self._count = self._count, None
+        work.wait()
+        return int(wish)

@@ -1,0 +1,53 @@
+"""The device that a command computes on."""
+
+import importlib.util
+import os
+import shutil
+
+import torch
+
+from msn.runtime.errors import UserError
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name; for "cuda" this process's GPU of the machine, for "auto" also the
+    CPU if there is none.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    if name == "cuda":
+        # SLURM may show each process its own GPU only.
+        name = f"cuda:{local_rank if count > 1 else 0}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--devices {name}: not a device; give cpu or cuda:NUMBER") from None
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--devices {name}: this machine shows {count} GPUs; give cpu or another")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--devices {name}: only cpu and cuda are supported")
+    return device
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse `torch.compile` where it would fail at the first step.
+
+    Raises:
+        UserError: there is no C++ compiler or, for a GPU, no Triton.
+    """
+    wanted = os.environ.get("CXX")
+    names = [wanted] if wanted else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        raise UserError(
+            f"meta.compile: true needs a C++ compiler, and {' or '.join(names)} is not there;"
+            " install g++, name another in the environment variable CXX, or set it to false"
+        )
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
+        raise UserError(
+            "meta.compile: true needs Triton on a GPU, which is not installed; pip install triton,"
+            " or set it to false"
+        )

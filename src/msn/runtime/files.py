@@ -1,0 +1,97 @@
+"""Writing files so that a crash, a full disk or a `kill -9` leaves the old or the new one whole."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from msn.runtime.errors import UserError
+
+REMEDIES = {
+    errno.ENOENT: "create the folder",
+    errno.EEXIST: "remove the file that stands in the place of its folder",
+    errno.ENOTDIR: "remove the file that stands in the place of its folder",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that `path` holds either all of the old or all of the new content.
+
+    Gives a temporary path beside it, which takes its place if the context ends without error.
+
+    Raises:
+        UserError: the file cannot be written; what was there before is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            _sync(temporary, os.O_RDWR)
+            os.replace(temporary, path)
+            _sync(path.parent, os.O_RDONLY)  # makes the rename last through a power cut
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON for people and programs, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder so that `path` is there whole or not at all.
+
+    Gives a temporary folder beside it, which becomes `path` if the context ends without error.
+
+    Raises:
+        UserError: there is something at `path` already, or it cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists already; remove it or choose another place")
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with writing(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with writing(path):
+            for file in temporary.iterdir():
+                _sync(file, os.O_RDONLY)
+            os.replace(temporary, path)
+            _sync(path.parent, os.O_RDONLY)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "make the folder writable")
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}), what was there before is"
+            f" intact; {remedy}, or choose another place (of a run: logging.folder)"
+        ) from error
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

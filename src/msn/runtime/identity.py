@@ -1,0 +1,34 @@
+"""What has to be equal on all processes of a run, and how it differs if it does not."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Config, code and library of a process, as plain values."""
+    return {"config": config, "code": code_version(), "torch": str(torch.__version__)}
+
+
+def code_version() -> str:
+    """Hash of this package's source files."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys whose value differs between two nested dicts, as 'section.key: old -> new'."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += changes(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found

@@ -1,0 +1,90 @@
+"""Weights shared out over the processes (FSDP2), for encoders that do not fit on one device.
+
+Each process holds a share of every weight, gradient and moment; a block is put together only while
+it computes. To the loop such a model is what any other is: the backward pass averages gradients,
+and parameters are `DTensor`s of whole shape. Checkpoints hold whole tensors: `whole` makes them,
+`shared_out` takes them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from msn.runtime import collectives
+from msn.runtime.errors import UserError
+
+
+def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device) -> None:
+    """Share out a model's weights, block by block, in place; each share goes to its device.
+
+    Args:
+        model: equal on all processes, on the CPU, so that no device ever holds the whole.
+        encoders: of the model, each with `blocks`.
+        device: of this process.
+
+    Raises:
+        UserError: there is one process only.
+    """
+    processes = collectives.world_size()
+    if processes == 1:
+        raise UserError(
+            "meta.shard: true shares weights out over processes, but there is one only; start"
+            " several (--devices, torchrun, srun) or set it to false"
+        )
+    mesh = init_device_mesh(device.type, (processes,))
+    for encoder in encoders:
+        blocks: Any = encoder.blocks
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(encoder, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each process holds a share of the weights only."""
+    return isinstance(module, FSDPModule)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The tensor whole, on every process. All of them call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(value: Any) -> Any:
+    """A nested state whose tensors are whole: those that were shared out, on the CPU of rank 0.
+
+    All processes call this; to the others such a tensor is empty.
+    """
+    if isinstance(value, DTensor):
+        gathered = full(value.detach())
+        return gathered.cpu() if dist.get_rank() == 0 else torch.empty(0)
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return value
+
+
+def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every process has, held as `like` is: a share of it, or all."""
+    if not isinstance(like, DTensor):
+        return tensor
+    mesh, placements = like.device_mesh, like.placements
+    return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def moments_shared_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser's state with each parameter's whole moments held as the parameter is."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        index: {
+            name: shared_out(value, parameters[index]) if name != "step" else value
+            for name, value in own.items()
+        }
+        for index, own in state["state"].items()
+    }
+    return {**state, "state": moments}

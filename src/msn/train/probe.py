@@ -1,0 +1,150 @@
+"""What the target encoder is worth to a labelled set, during training and at its end."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msn.config.load import Config
+from msn.data.batch import normalise
+from msn.data.sources import Source, open_source
+from msn.evaluation.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
+from msn.evaluation.knn import knn
+from msn.models.encoder import VisionTransformer
+from msn.runtime import collectives
+from msn.runtime.errors import UserError
+from msn.runtime.sharding import is_sharded, whole
+from msn.train.build import Parts, build_anchor, build_model
+from msn.train.runlog import csv_path
+from msn.visualize.report import Representation, write_report
+
+
+class Probe:
+    """k-NN from the train to the val split of a labelled set, on frozen target features.
+
+    The features are class tokens before the final norm, as in MSN's evaluations.
+
+    Args:
+        config: with a `logging.probe` section; what it leaves open is taken from `data`.
+        parts: the run.
+        num_workers: processes that decode the images.
+
+    Raises:
+        UserError: a split is missing or has no labels.
+    """
+
+    def __init__(self, config: Config, parts: Parts, *, num_workers: int) -> None:
+        assert config.logging.probe
+        self.settings = config.logging.probe
+        self.config = config
+        self.parts = parts
+        self.num_workers = num_workers
+        self.train, self.val = self._images(config.data.rand_size)
+        if self.settings.k > len(self.train.labels):
+            raise UserError(
+                f"logging.probe.k {self.settings.k} is more than the {len(self.train.labels)}"
+                " labelled training images; lower it"
+            )
+
+    def top1(self, target: VisionTransformer) -> float:
+        """k-NN accuracy of the target encoder, in percent."""
+        train, val = self._features(target)
+        settings = self.settings
+        result = knn(
+            train.to(self.parts.device),
+            self.train.labels,
+            val.to(self.parts.device),
+            self.val.labels,
+            k=settings.k,
+            temperature=settings.temperature,
+        )
+        return result.top1
+
+    def report(self, target: VisionTransformer, folder: Path, tag: str) -> None:
+        """Print the table of raw pixels, untrained and trained encoder; write JSON and PNG."""
+        model = build_model(self.config, self.parts.schedules, self.parts.source.channels)
+        untrained = model.target.to(self.parts.device)
+        small = self._images(min(self.config.data.rand_size, PIXELS))
+        representations = [
+            Representation("raw pixels", *(raw_pixels(split.images) for split in small)),
+            Representation("untrained encoder", *self._features(untrained)),
+            Representation("trained encoder", *self._features(target)),
+        ]
+        print(
+            write_report(
+                train=self.train,
+                val=self.val,
+                representations=representations,
+                csv_path=csv_path(folder, tag),
+                folder=folder,
+                tag=tag,
+                k=self.settings.k,
+                temperature=self.settings.temperature,
+            )
+        )
+
+    def _features(self, encoder: VisionTransformer) -> tuple[Tensor, Tensor]:
+        """Features of the two splits; the encoder is back in its mode afterwards."""
+        was_training = encoder.training
+        encoder.eval()
+        encode = partial(
+            encode_all,
+            partial(encoder.cls, norm=False),
+            normalise=partial(normalise, mean=self.parts.mean, std=self.parts.std),
+            device=self.parts.device,
+        )
+        with torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.parts.bf16):
+            features = encode(self.train.images), encode(self.val.images)
+        encoder.train(was_training)
+        return features
+
+    def _images(self, side: int) -> tuple[EvalSet, EvalSet]:
+        """The views of the two splits, of so many pixels."""
+        train, val = (
+            evaluation_images(
+                self._open(split),
+                image_size=side,
+                max_images=self.settings.max_images,
+                num_workers=self.num_workers,
+            )
+            for split in ("train", "val")
+        )
+        return train, val
+
+    def _open(self, split: str) -> Source:
+        data, own = self.config.data, self.settings
+        return open_source(
+            source=own.source or data.source,
+            root_path=own.root_path if own.root_path is not None else data.root_path,
+            image_folder=own.image_folder if own.image_folder is not None else data.image_folder,
+            split=split,
+            channels=self.parts.source.channels,
+            image_list=own.image_list or data.image_list,
+            download=data.download,
+        )
+
+
+def is_due(config: Config, epoch: int) -> bool:
+    """Whether to probe after this many finished epochs."""
+    if not config.logging.probe:
+        return False
+    every = config.logging.probe.every
+    return epoch == config.optimization.epochs or bool(every and epoch % every == 0)
+
+
+def whole_target(config: Config, parts: Parts) -> VisionTransformer:
+    """The target encoder, for rank 0 to use alone; a copy, if its weights are shared out.
+
+    All processes call this; those that share with rank 0 get an encoder without data.
+    """
+    target = parts.model.target
+    if not is_sharded(target):
+        return target
+    weights = whole(target.state_dict())
+    with torch.device("meta"):
+        copy = build_anchor(config, parts.source.channels)
+    if collectives.rank() == 0:
+        copy.load_state_dict(weights, assign=True)
+        copy.to(parts.device)
+    return copy

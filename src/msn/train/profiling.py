@@ -1,0 +1,123 @@
+"""`--profile N`: where the time of a training step goes, as a table and as a trace.
+
+Builds the run as training would, does some steps and stops. Nothing of the run is read or changed:
+no checkpoint, no log, no lock.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from msn.config.load import Config
+from msn.runtime import checkpoint, collectives
+from msn.runtime.collectives import agreed
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing
+from msn.train.build import Parts, build_parts
+from msn.train.pretrain import batches, train_step
+
+# Labels of `record_function` in the step, in its order; they cost microseconds without a profiler.
+PARTS = (
+    *("data wait", "views to device", "anchor forward", "target forward", "loss"),
+    *("backward", "gradient norm", "optimiser", "moving average"),
+)
+STEPS = "steps"
+WARM_UP = 3  # steps before those that count: first allocations, first batches, compilation
+
+
+def profile_steps(config: Config, device: torch.device, steps: int) -> None:
+    """Profile so many training steps; print a breakdown and write a Chrome trace on rank 0.
+
+    Raises:
+        UserError: the run has not that many steps, or is misconfigured.
+    """
+    with agreed():
+        parts = build_parts(config, device)
+        if WARM_UP + steps > parts.total_steps:
+            raise UserError(
+                f"--profile {steps}: the run has {parts.total_steps} steps, of which {WARM_UP} warm"
+                " up; profile fewer or raise optimization.epochs"
+            )
+    parts = parts.replicated()
+    profiler = recorded(config, parts, steps)
+    if collectives.rank() != 0:
+        return
+    folder = Path(config.logging.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trace = checkpoint.trace_path(folder, config.logging.write_tag)
+    print(breakdown(list(profiler.events() or ()), steps, parts.batch.total, device))
+    with replacing(trace) as path:
+        profiler.export_chrome_trace(str(path))
+    print(f"trace in {trace}, for https://ui.perfetto.dev; nothing else was written")
+
+
+def recorded(config: Config, parts: Parts, steps: int) -> profile:
+    """The profile of the steps after the warm-up."""
+    loaded = iter(batches(config, parts, 0))
+
+    def one(step: int) -> None:
+        with record_function("data wait"):
+            views, _ = next(loaded)
+        with record_function("views to device"):
+            views = views.normalised(parts.mean, parts.std)
+        train_step(parts, views, step)
+
+    for step in range(WARM_UP):
+        one(step)
+    cuda = parts.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler, record_function(STEPS):
+        for step in range(WARM_UP, WARM_UP + steps):
+            one(step)
+        if cuda:
+            torch.cuda.synchronize(parts.device)
+    return profiler
+
+
+def breakdown(events: list[FunctionEvent], steps: int, images: int, device: torch.device) -> str:
+    """A table of the labelled parts of a step, in milliseconds and as shares.
+
+    On a GPU a second pair of columns tells how long its kernels ran: those that were launched while
+    a part was under way, from whichever thread.
+    """
+    (whole,) = (event for event in events if event.name == STEPS)
+    total = whole.time_range.elapsed_us()
+    host = {
+        part: sum(event.time_range.elapsed_us() for event in events if event.name == part)
+        for part in PARTS
+    }
+    columns = {"host ms": host}
+    if device.type == "cuda":
+        columns["device ms"] = device_time(events)
+    per_step = total / steps
+    lines = [
+        f"{steps} steps of {images} images, {per_step / 1000:.1f} ms each,"
+        f" {images / per_step * 1e6:.1f} images/s (profiled, so a little slower than a run)",
+        f"{'':18}" + "".join(f"{name:>12}{'%':>7}" for name in columns),
+    ]
+    for part in PARTS:
+        cells = (
+            f"{times[part] / steps / 1000:12.2f}{100 * times[part] / total:7.1f}"
+            for times in columns.values()
+        )
+        lines.append(f"{part:18}" + "".join(cells))
+    rest = total - sum(host.values())
+    lines.append(f"{'everything else':18}{rest / steps / 1000:12.2f}{100 * rest / total:7.1f}")
+    return "\n".join(lines)
+
+
+def device_time(events: list[FunctionEvent]) -> dict[str, float]:
+    """Microseconds that kernels ran, by the part during which they were launched."""
+    spans = [event for event in events if event.name in PARTS]
+    times = dict.fromkeys(PARTS, 0.0)
+    for event in events:
+        if not event.kernels:
+            continue
+        launched = event.time_range.start
+        for span in spans:
+            if span.time_range.start <= launched < span.time_range.end:
+                times[span.name] += sum(kernel.duration for kernel in event.kernels)
+                break
+    return times

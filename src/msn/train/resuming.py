@@ -1,0 +1,111 @@
+"""Where a run starts from: its own newest checkpoint, a named one, other weights, or nothing."""
+
+from pathlib import Path
+
+from msn.config.load import Config
+from msn.runtime import checkpoint, collectives, sharding
+from msn.runtime.collectives import agreed, of_rank_0
+from msn.runtime.errors import UserError
+from msn.runtime.identity import changes
+from msn.train.build import Parts
+
+
+def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
+    """Load what the run is to start from; the number of steps that are already done.
+
+    In this order: the run's own newest checkpoint, `meta.read_checkpoint` (with
+    `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimiser state warm-starts.
+    """
+    with agreed():
+        found = find(config, folder, tag) if collectives.rank() == 0 else None
+    path = of_rank_0(found and found.path)
+    if path is None:
+        return 0
+    with agreed():
+        # The others read what rank 0 chose.
+        return restore(config, parts, found or checkpoint.Found(path, checkpoint.load(path)))
+
+
+def find(config: Config, folder: Path, tag: str) -> checkpoint.Found | None:
+    """The file to start from.
+
+    Raises:
+        UserError: there is none although one is asked for, or it cannot be read.
+    """
+    found = checkpoint.load_newest(folder, tag, say)
+    if found:
+        return found
+    if config.meta.load_checkpoint:
+        name = config.meta.read_checkpoint
+        if name is None:
+            raise UserError(
+                f"meta.load_checkpoint is true, but {folder} holds no checkpoint '{tag}-*';"
+                " set it to false to start from the beginning"
+            )
+        return checkpoint.Found(folder / name, checkpoint.load(folder / name))
+    warm = config.meta.init_from
+    return checkpoint.Found(Path(warm), checkpoint.load(Path(warm))) if warm else None
+
+
+def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
+    """Continue a run exactly: weights, optimiser, step. Without optimiser state, weights only.
+
+    Raises:
+        UserError: the checkpoint is of another model, or its steps are cut differently.
+    """
+    path, state = found
+    if "opt" not in state or str(path) == config.meta.init_from:
+        parts.load_weights(found)
+        say(f"warm start from {path}: weights loaded, optimiser and schedules fresh")
+        return 0
+    for key in ("encoder", "prototypes", "step", "steps_per_epoch", "config"):
+        if key not in state:
+            raise UserError(
+                f"{path}: has optimiser state but no '{key}', so it cannot be continued exactly;"
+                " name it in meta.init_from, with another logging.write_tag, to warm-start from it"
+            )
+    done = steps_done(config, parts, found)
+    parts.load_weights(found)
+    try:
+        moments = sharding.moments_shared_out(state["opt"], parts.optimizer)
+        parts.optimizer.load_state_dict(moments)
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise checkpoint.mismatch(path, "opt", ["it has other parameter groups"]) from None
+    for change in changes(state["config"], config.model_dump(mode="json")):
+        say(f"changed since the checkpoint: {change}")
+    say(f"resumed from {path}: {done} of {parts.total_steps} steps done")
+    return done
+
+
+def steps_done(config: Config, parts: Parts, found: checkpoint.Found) -> int:
+    """The step to go on from, for any number of processes with the same global batch.
+
+    Raises:
+        UserError: the global batch or the number of images is another one.
+    """
+    path, state = found
+    step, per_epoch = int(state["step"]), int(state["steps_per_epoch"])
+    images, processes = state["batch_size"], state["world_size"]
+    same = images * processes == parts.batch.total
+    if same and per_epoch == parts.steps_per_epoch:
+        return step
+    if config.meta.allow_batch_change:
+        return round(step / per_epoch * parts.steps_per_epoch)
+    if same:
+        raise UserError(
+            f"{path}: was made with {per_epoch} steps per epoch, the config gives"
+            f" {parts.steps_per_epoch}; use the same data, or another logging.write_tag"
+        )
+    before = images * processes
+    raise UserError(
+        f"{path}: was made with a global batch of {before} = {images} x {processes}"
+        f" process{'es' * (processes > 1)}, this run has {parts.batch}; set"
+        f" criterion.global_batch_size={before}, or use another logging.write_tag, or"
+        " meta.allow_batch_change=true"
+    )
+
+
+def say(text: str) -> None:
+    """Print on rank 0."""
+    if collectives.rank() == 0:
+        print(text)

@@ -1,0 +1,310 @@
+"""The log of a run: CSV, TensorBoard, and lines or a progress bar on the terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from msn.runtime.errors import UserError
+from msn.runtime.files import replacing, writing
+
+# The columns of the official code come first; then the step, by which a resume cuts the file.
+COLUMNS = (
+    *("epoch", "itr", "msn", "me_max", "ent", "time (ms)", "step"),
+    *("loss", "grad_norm", "lr", "wd", "momentum", "np", "max_t", "images_per_s", "data_wait"),
+    *("proto_entropy", "feature_std", "rankme", "bad_images"),
+)
+PROBE_COLUMNS = ("epoch", "step", "top1")
+
+
+def csv_path(folder: Path, tag: str, rank: int = 0) -> Path:
+    """The table that a process logs its steps to."""
+    return folder / f"{tag}_r{rank}.csv"
+
+
+class RunLog:
+    """Writes each logged step to the CSV, TensorBoard and terminal. A context manager.
+
+    Files, in `folder`: `TAG_r0.csv`, `TAG-probe.csv` and the event files in `TAG-tensorboard/`.
+    Only rank 0 writes, to files or the terminal. A resumed run appends: what was logged at or after
+    `start_step` is taken out first, as the run will log it again. What cannot be written later on,
+    on a full disk, is said once and written when it can.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        tag: str,
+        *,
+        rank: int = 0,
+        start_step: int,
+        total_steps: int,
+        tensorboard: bool,
+        terminal: bool | None = None,
+    ) -> None:
+        """Open the log.
+
+        Args:
+            folder: made if missing.
+            tag: how the file names begin.
+            rank: of this process.
+            start_step: the next step, counted from 0, equal to the number of finished steps.
+            total_steps: of the whole run.
+            tensorboard: whether to write event files.
+            terminal: True for a progress bar, False for plain lines, None to see what stdout is.
+
+        Raises:
+            UserError: a file cannot be written, or is a log with other columns.
+        """
+        folder = Path(folder)
+        self._chief = rank == 0
+        self._warned = False
+        self._table: Table | None = None
+        self._probes: Table | None = None
+        self._board: _Board | None = None
+        if self._chief:
+            self._table = Table(csv_path(folder, tag), COLUMNS, start_step)
+            self._probes = Table(folder / f"{tag}-probe.csv", PROBE_COLUMNS, start_step)
+            if tensorboard:
+                self._board = _Board(folder / f"{tag}-tensorboard", start_step)
+        self._total = total_steps
+        self._progress: Progress | None = None
+        console = Console(force_terminal=sys.stdout.isatty() if terminal is None else terminal)
+        if self._chief and console.is_terminal and not console.is_dumb_terminal:
+            self._progress = _progress(console, start_step, total_steps)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Record one step. Does nothing on ranks above 0.
+
+        Args:
+            row: a value for each of `COLUMNS`: `epoch` counts from 1, `itr` (inside the epoch)
+                and `step` (of the run) from 0; `data_wait` is a share, 0 to 1.
+        """
+        if self._table is None:
+            return
+        self._append(self._table, row)
+        for name in COLUMNS:
+            if name not in ("epoch", "itr", "step"):
+                self._show(f"train/{name}", row[name], int(row["step"]))
+        if self._progress:
+            text = (
+                f"epoch {int(row['epoch'])}  loss {row['loss']:.4f}  "
+                f"{row['images_per_s']:.0f} images/s  ETA {self._eta(row)}"
+            )
+            self._progress.update(
+                self._progress.task_ids[0], completed=int(row["step"]) + 1, text=text
+            )
+        else:
+            print(self._line(row), flush=True)
+
+    def probe(self, step: int, epoch: int, top1: float) -> None:
+        """Record the top-1 accuracy (percent) of a k-NN probe. Does nothing on ranks above 0.
+
+        Args:
+            step: the last finished step, counted from 0, so that a resume after it keeps the row.
+            epoch: number of finished epochs.
+            top1: in percent.
+        """
+        if self._probes is None:
+            return
+        self._append(self._probes, {"epoch": epoch, "step": step, "top1": top1})
+        self._show("probe/top1", top1, step)
+        self.say(f"epoch {epoch}  k-NN probe: {top1:.1f} %")
+
+    def say(self, text: str) -> None:
+        """Print `text` without breaking the progress bar. Silent on ranks above 0."""
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._chief:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal in order and close the files. Closing again does nothing."""
+        if self._progress:
+            self._progress.stop()
+        if self._board:
+            self._board.close()
+        for table in (self._probes, self._table):
+            if table:
+                table.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _append(self, table: "Table", row: Mapping[str, float]) -> None:
+        try:
+            table.append(row)
+        except UserError as error:
+            if not self._warned:
+                self.say(f"warning: the run goes on and writes this later: {error}")
+            self._warned = True
+        else:
+            self._warned = False
+
+    def _show(self, name: str, value: float, step: int) -> None:
+        try:
+            if self._board:
+                self._board.add(name, value, step)
+        except UserError as error:
+            self._board = None
+            self.say(f"warning: no more TensorBoard: {error}")
+
+    def _line(self, row: Mapping[str, float]) -> str:
+        return (
+            f"epoch {int(row['epoch'])}  step {int(row['step']) + 1}/{self._total}  "
+            f"loss {row['loss']:.4f} (msn {row['msn']:.4f}  me_max {row['me_max']:.4f}  "
+            f"ent {row['ent']:.4f})  lr {row['lr']:.3g}  {row['images_per_s']:.0f} images/s  "
+            f"data wait {100 * row['data_wait']:.0f} %  ETA {self._eta(row)}"
+        )
+
+    def _eta(self, row: Mapping[str, float]) -> str:
+        return _duration((self._total - 1 - int(row["step"])) * row["time (ms)"] / 1000)
+
+
+class StepTimer:
+    """Images per second and share of time spent waiting for data, between two readings."""
+
+    def __init__(self) -> None:
+        self._start_interval(time.perf_counter())
+
+    def data_ready(self) -> None:
+        """A batch has arrived."""
+        self._wait += time.perf_counter() - self._mark
+
+    def step_done(self, n_images: int) -> None:
+        """The step on that batch is over; from now on the loop waits for the next."""
+        self._mark = time.perf_counter()
+        self._images += n_images
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done in this context, such as a probe or a checkpoint, is not counted."""
+        entered = time.perf_counter()
+        yield
+        spent = time.perf_counter() - entered
+        self._begin += spent
+        self._mark += spent
+
+    def read(self) -> tuple[float, float, float]:
+        """(images/s, data-wait share 0..1, ms per step) since the last reading; starts anew.
+
+        At least one step must have been done.
+        """
+        now = time.perf_counter()
+        elapsed = max(now - self._begin, 1e-9)
+        reading = (
+            self._images / elapsed,
+            self._wait / elapsed,
+            1000 * elapsed / self._steps,
+        )
+        self._start_interval(now)
+        return reading
+
+    def _start_interval(self, now: float) -> None:
+        self._begin = self._mark = now
+        self._wait = 0.0
+        self._images = self._steps = 0
+
+
+class Table:
+    """A CSV file of numbers, one row a step, that survives `kill -9` and a resume."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...], start_step: int) -> None:
+        self._path, self._columns = path, columns
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                file.write(",".join(columns) + "\n")
+                file.writelines(_kept_lines(path, columns, start_step))
+            self._file: IO[bytes] = path.open("ab", buffering=0)
+        self._pending = b""
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Write a row, and those that could not be written before.
+
+        Raises:
+            UserError: it cannot be written now; the next call tries again.
+        """
+        if row.keys() != set(self._columns):
+            odd = sorted(row.keys() ^ set(self._columns))
+            raise ValueError(f"a row of {self._path.name} lacks or should not have {odd}")
+        self._pending += (",".join(_cell(row[name]) for name in self._columns) + "\n").encode()
+        with writing(self._path):
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+
+    def close(self) -> None:
+        with writing(self._path):
+            self._file.close()
+
+
+def _kept_lines(path: Path, columns: tuple[str, ...], start_step: int) -> Iterator[str]:
+    """The rows of before `start_step`; a line that a killed process left half-written is none."""
+    if not path.exists():
+        return
+    where = columns.index("step")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
+        if not header.endswith("\n"):
+            return
+        if header.rstrip("\n") != ",".join(columns):
+            raise UserError(
+                f"{path}: is not a log of this version (its first line differs), so it is not "
+                "continued: move the file away, or choose another logging.write_tag"
+            )
+        for line in file:
+            cells = line.rstrip("\n").split(",")
+            whole = line.endswith("\n") and len(cells) == len(columns) and cells[where].isdecimal()
+            if whole and int(cells[where]) < start_step:
+                yield line
+
+
+def _cell(value: float) -> str:
+    # Nine digits tell every float32 apart.
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+class _Board:
+    """TensorBoard event files. On a resume, viewers hide what was written from `start_step` on."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._folder = folder
+        with writing(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=start_step)
+
+    def add(self, name: str, value: float, step: int) -> None:
+        with writing(self._folder):
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._writer.close()
+
+
+def _progress(console: Console, start_step: int, total_steps: int) -> Progress:
+    progress = Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+    )
+    progress.add_task("", total=total_steps, completed=start_step, text="")
+    progress.start()
+    return progress
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

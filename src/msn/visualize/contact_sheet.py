@@ -1,0 +1,89 @@
+"""The views of an image as a picture: what the encoders would be shown."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from msn.config.load import Config
+from msn.data.batch import allocate
+from msn.data.image import Image
+from msn.data.views import SampleViews, make_views
+from msn.models.masking import random_keep
+from msn.runtime.keyed import Stream, seed64
+from msn.train.build import view_spec
+
+GAP = 8  # pixels between views
+HEADER = 24
+DROPPED = 0.2  # brightness of a dropped patch
+
+
+def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
+    """Target, random (dropped patches dark) and focal views, a row of them for each epoch.
+
+    Args:
+        image: as the first sample of a run would be.
+        epochs: how many rows.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        BadImage: it cannot be decoded.
+    """
+    spec = replace(view_spec(config), augment_on="cpu")
+    (views,) = allocate(spec, 1, image.shape[2]).samples()
+    rows = []
+    for epoch in range(epochs):
+        make_views(image, spec, seed=config.meta.seed, epoch=epoch, sample=0, out=views)
+        rows.append(_row(views, [_masked(config, view, epoch) for view in views.random]))
+    sheet = np.concatenate([_header(rows[0].shape[1], views), *rows])
+    return np.pad(sheet, ((0, 0), (GAP, 0), (0, 0)), constant_values=255)
+
+
+def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
+    """The view as the anchor sees it at a step."""
+    patch, side = config.meta.patch_size, config.meta.grid(len(view))
+    seed = seed64(config.meta.seed, Stream.MASK, step)
+    keep = random_keep(side * side, config.data.patch_drop, seed=seed, images=1)
+    light = np.full(side * side, DROPPED)
+    light[slice(None) if keep is None else keep.numpy()] = 1
+    light = light.reshape(side, side).repeat(patch, 0).repeat(patch, 1)[: len(view), : len(view)]
+    seen = np.full(view.shape, DROPPED)  # pixels that fill no whole patch are not seen
+    seen[: len(light), : len(light)] = light[..., None]
+    return (view * seen).astype(np.uint8)
+
+
+def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
+    large = [_framed(view) for view in (views.target, *masked)]
+    height = len(large[0])
+    if not len(views.focal):
+        return np.concatenate(large, axis=1)
+    small = [_framed(view) for view in views.focal]
+    stacked = max(1, height // len(small[0]))  # focal views above each other
+    columns = [small[i : i + stacked] for i in range(0, len(small), stacked)]
+    blocks = [np.concatenate(column) for column in columns]
+    height = max(height, len(blocks[0]))
+    return np.concatenate([_filled(block, height) for block in large + blocks], axis=1)
+
+
+def _framed(view: np.ndarray) -> np.ndarray:
+    """RGB, of the first three channels if there are so many, with white to the right and below."""
+    rgb = view[..., :3] if view.shape[2] >= 3 else np.repeat(view[..., :1], 3, axis=2)
+    return np.pad(rgb, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+
+
+def _filled(block: np.ndarray, height: int) -> np.ndarray:
+    return np.pad(block, ((0, height - len(block)), (0, 0), (0, 0)), constant_values=255)
+
+
+def _header(width: int, views: SampleViews) -> np.ndarray:
+    """The names of the kinds of views, each above the first of its kind."""
+    header = np.full((HEADER, width, 3), 255, np.uint8)
+    step = len(views.target) + GAP
+    names = [(0, "target"), (step, "random")]
+    names += [(step * (1 + len(views.random)), "focal")] * bool(len(views.focal))
+    for left, name in names:
+        where = (left, HEADER - 8)
+        cv2.putText(header, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return header

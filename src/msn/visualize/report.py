@@ -1,0 +1,258 @@
+"""The report of a run: what few labels make of the representation, as a table and a picture."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from msn.evaluation.features import EvalSet
+from msn.evaluation.knn import knn, neighbours
+from msn.evaluation.lowshot import LowShot, low_shot
+from msn.runtime.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+QUERIES = 10
+NEIGHBOURS = 5
+CELL = 0.9  # side of a thumbnail, in units of the grid
+RIGHT, WRONG, INK, PALE, GREY = "#2a9d5c", "#d1495b", "#1d3557", "#a8bcd4", "#555555"
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Features of the two splits under one encoder: float (N, D) and (M, D), on the CPU."""
+
+    name: str
+    train: Tensor
+    val: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row of the table. Accuracies in percent."""
+
+    name: str
+    low_shot: list[LowShot]
+    knn: float
+
+
+def write_report(
+    *,
+    train: EvalSet,
+    val: EvalSet,
+    representations: Sequence[Representation],
+    csv_path: Path,
+    folder: Path,
+    tag: str,
+    images_per_class: Sequence[int] = (1, 5, 10),
+    draws: int = 20,
+    seed: int = 0,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> str:
+    """Compare representations and write `TAG-report.json` and `TAG-report.png` to `folder`.
+
+    Args:
+        train: images and labels to learn from.
+        val: held-out images and labels.
+        representations: rows of the table; the last one, the trained encoder, is pictured.
+        csv_path: log of the run, for the loss curve.
+        folder: of the files written.
+        tag: how their names begin.
+        images_per_class: columns of the table; those that the smallest class of `train` cannot
+            fill are left out.
+        draws: of the labelled images, for the mean and spread of each of these columns.
+        seed: of the draws.
+        k: number of neighbours that vote in k-NN.
+        temperature: of that vote.
+
+    Returns:
+        The table as text, one line per representation.
+
+    Raises:
+        UserError: a file cannot be written, or the images are too few to evaluate with.
+    """
+    counts = available(train.labels, images_per_class)
+    scores = [
+        score(
+            *(one, train.labels, val.labels, counts),
+            draws=draws,
+            seed=seed,
+            k=k,
+            temperature=temperature,
+        )
+        for one in representations
+    ]
+    write_json(folder / f"{tag}-report.json", _as_json(scores, draws, k))
+    figure = _picture(train, val, representations[-1], scores[-1], read_loss(csv_path), tag)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    with replacing(folder / f"{tag}-report.png") as path:
+        path.write_bytes(content.getvalue())
+    return table(scores)
+
+
+def table(scores: Sequence[Scores]) -> str:
+    """The scores as aligned text: a heading and one line for each."""
+    heads = [_heading(result) for result in scores[0].low_shot]
+    rows = [["accuracy in %", *heads, "k-NN"]]
+    for row in scores:
+        cells = [f"{result.mean:.1f} ± {result.std:.1f}" for result in row.low_shot]
+        rows.append([row.name, *cells, f"{row.knn:.1f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("   ".join([name.ljust(widths[0]), *padded]))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def read_loss(csv_path: Path) -> tuple[list[int], list[float]]:
+    """Steps and losses of a run log. Both are empty if there is none."""
+    if not csv_path.exists():
+        return [], []
+    with csv_path.open(encoding="utf-8", newline="") as file:
+        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    return [step for step, _ in rows], [loss for _, loss in rows]
+
+
+def available(labels: Tensor, images_per_class: Sequence[int]) -> list[int]:
+    """Those numbers of images that every class has."""
+    smallest = int(torch.unique(labels, return_counts=True)[1].min())
+    return [count for count in images_per_class if count <= smallest]
+
+
+def score(
+    one: Representation,
+    train_labels: Tensor,
+    val_labels: Tensor,
+    images_per_class: Sequence[int],
+    *,
+    draws: int = 20,
+    seed: int = 0,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Scores:
+    """The row of one representation, from its train to its val features.
+
+    Arguments as for `write_report`.
+
+    Raises:
+        UserError: a class has too few images, or there are fewer than k.
+    """
+    data = one.train, train_labels, one.val, val_labels
+    results = [
+        low_shot(*data, images_per_class=count, draws=draws, seed=seed)
+        for count in images_per_class
+    ]
+    return Scores(one.name, results, knn(*data, k=k, temperature=temperature).top1)
+
+
+def _as_json(scores: Sequence[Scores], draws: int, k: int) -> dict[str, object]:
+    rows = [
+        {
+            "name": row.name,
+            "low_shot": [result._asdict() for result in row.low_shot],
+            "knn": row.knn,
+        }
+        for row in scores
+    ]
+    return {"unit": "percent", "draws": draws, "k": k, "representations": rows}
+
+
+def _heading(result: LowShot) -> str:
+    return f"{result.images_per_class} label{'s' * (result.images_per_class > 1)}/class"
+
+
+def _picture(
+    train: EvalSet,
+    val: EvalSet,
+    trained: Representation,
+    scores: Scores,
+    loss: tuple[list[int], list[float]],
+    tag: str,
+) -> "Figure":
+    # Without pyplot: nothing global changes, and no window system is asked for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.4, 7.6), facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.text(0.055, 0.925, tag, fontsize=19, weight="bold", color=INK)
+    results = [f"{_heading(result)}  {result.mean:.1f} %" for result in scores.low_shot]
+    line = "    ".join([*results, f"k-NN  {scores.knn:.1f} %"])
+    figure.text(0.055, 0.885, f"{scores.name}:   {line}", fontsize=12, color=GREY)
+    _draw_loss(figure.add_axes((0.055, 0.09, 0.5, 0.7)), *loss)
+    _draw_neighbours(figure.add_axes((0.605, 0.035, 0.375, 0.755)), train, val, trained)
+    return figure
+
+
+def _draw_loss(axes: "Axes", steps: Sequence[int], losses: Sequence[float]) -> None:
+    axes.set_title("Training loss", loc="left", fontsize=13, color=INK, pad=10)
+    axes.set_xlabel("step", fontsize=11, color=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e8e8e8")
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=GREY, labelsize=10)
+    if not steps:
+        axes.text(0.5, 0.5, "no log found", transform=axes.transAxes, ha="center", color=GREY)
+        return
+    axes.plot(steps, losses, color=PALE, linewidth=1, label="logged")
+    window = max(1, len(losses) // 20)
+    smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+    start = window // 2
+    middles = steps[start : start + len(smooth)]
+    axes.plot(middles, smooth, color=INK, linewidth=2, label=f"mean of {window}")
+    axes.margins(x=0.01)
+    axes.legend(frameon=False, labelcolor=GREY)
+
+
+def _draw_neighbours(axes: "Axes", train: EvalSet, val: EvalSet, trained: Representation) -> None:
+    """A row for each query: the held-out image, then its nearest training images."""
+    from matplotlib.patches import Rectangle
+
+    queries = _one_per_class(val.labels, QUERIES)
+    nearest = neighbours(trained.train, trained.val[queries], k=min(NEIGHBOURS, len(train.labels)))
+    axes.set_title(
+        "Held-out images and their nearest neighbours", loc="left", fontsize=13, color=INK, pad=10
+    )
+    for row, (query, found) in enumerate(zip(queries.tolist(), nearest.tolist(), strict=True)):
+        _draw_image(axes, val.images[query], 0, row)
+        for column, index in enumerate(found):
+            same = bool(train.labels[index] == val.labels[query])
+            x = column + 1.35  # a gap sets the query apart
+            _draw_image(axes, train.images[index], x, row)
+            frame = Rectangle((x, row), CELL, CELL, fill=False, linewidth=2.2)
+            frame.set_edgecolor(RIGHT if same else WRONG)
+            axes.add_patch(frame)
+    rows = len(queries)
+    axes.text(0, rows + 0.12, "query", fontsize=10.5, color=GREY, va="top")
+    for x, colour, text in ((1.35, RIGHT, "same class"), (3.35, WRONG, "another class")):
+        axes.text(x, rows + 0.12, f"■ {text}", fontsize=10.5, color=colour, va="top")
+    axes.set_xlim(-0.03, NEIGHBOURS + 1.35)
+    axes.set_ylim(rows + 0.5, -0.03)
+    axes.set_aspect("equal", anchor="NW")
+    axes.axis("off")
+
+
+def _draw_image(axes: "Axes", image: Tensor, x: float, y: float) -> None:
+    # Grey images have a single channel, which matplotlib wants to be no axis.
+    pixels = image.squeeze(-1).numpy()
+    axes.imshow(pixels, extent=(x, x + CELL, y + CELL, y), cmap="gray", vmin=0, vmax=255)
+
+
+def _one_per_class(labels: Tensor, limit: int) -> Tensor:
+    """The first image of each class, of at most `limit` classes spread evenly over all."""
+    classes = torch.unique(labels)
+    if len(classes) > limit:
+        classes = classes[torch.arange(limit) * len(classes) // limit]
+    return torch.stack([(labels == label).nonzero()[0, 0] for label in classes])

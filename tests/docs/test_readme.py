@@ -1,0 +1,106 @@
+"""The README keeps its promises: its commands run, its links lead somewhere."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+RUN = re.compile(r"python (main\.py|-m msn) |torchrun ")
+SHORT = ["optimization.epochs=1", "optimization.warmup=0", "data.num_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with a few images in DATA, to run the commands in."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("main.py", "configs", "src", "Makefile", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    images = folder / "DATA" / "train"
+    images.mkdir(parents=True)
+    for i in range(4):
+        cv2.imwrite(str(images / f"{i}.png"), np.full((40, 40, 3), 60 * i, np.uint8))
+    return folder
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The command as written, but over in seconds: small model, one epoch, few draws."""
+    if "configs/quickstart.yaml" in words and "=" in words[-1]:  # the demo alone reports
+        words = [*words, "logging.probe.report=false"]
+    if words[0] == "torchrun":  # --standalone: whatever else runs here, the port is free
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], *SHORT]
+    if "--linear-eval" in words or "finetune" in words:
+        warmup = ["optimization.warmup=0"] * ("finetune" in words)
+        return [sys.executable, *words[1:], "optimization.epochs=1", *warmup]
+    if words[1] == "-m":
+        draws = ["--draws", "2"]
+        few = {"all": [*draws, "--max-images", "300"], "logistic": draws}.get(words[4], [])
+        return [sys.executable, *words[1:], *few]
+    if "configs/pretrain/msn_vits16.yaml" in words:
+        tiny = "{patch_size: 16, embed_dim: 16, depth: 1, num_heads: 1}"
+        size = ["data.rand_size=32", "data.focal_size=16", "criterion.batch_size=2"]
+        words = [*words, f"meta.encoder={tiny}", "meta.model_name=null", *size]
+    return [sys.executable, *words[1:], *SHORT]
+
+
+def test_there_are_commands() -> None:
+    assert {"make demo", "make test"} <= set(COMMANDS)
+    assert sum(command.startswith("python main.py") for command in COMMANDS) >= 4
+
+
+def test_commands_run_as_written(workplace: Path) -> None:
+    """In order, as a reader would: a later one may need what an earlier one made."""
+    demo = "python main.py --fname configs/quickstart.yaml"  # what `make demo` runs
+    for command in [demo, *filter(RUN.match, COMMANDS)]:
+        result = subprocess.run(
+            shortened(shlex.split(command)),
+            cwd=workplace,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+            check=False,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        assert result.stderr == "", command
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_targets(target: str) -> None:
+    plan = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert ("configs/quickstart.yaml" if target == "demo" else "pytest") in plan
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_paths_that_are_named_exist() -> None:
+    for page in PAGES:
+        named = re.findall(r"`((?:src|tests|configs|benchmarks|docs)/[\w/.-]+)`", page.read_text())
+        for path in named:
+            assert (ROOT / path).exists(), f"{page.name} names {path}"

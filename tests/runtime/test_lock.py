@@ -1,0 +1,77 @@
+"""One run in a folder at a time."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from msn.runtime.errors import UserError
+from msn.runtime.lock import locked, require_shared
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from msn.runtime.lock import locked
+with locked(Path(sys.argv[1]), job=sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+@contextmanager
+def held_by_another(path: Path, job: str = "", seconds: float = 60) -> Iterator[int]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), job, str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_run_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with held_by_another(path) as pid:
+        begin = time.monotonic()
+        with (
+            pytest.raises(UserError, match=rf"another run .*process {pid} on .*logging\.folder"),
+            locked(path, job=""),
+        ):
+            pass
+        assert time.monotonic() - begin < 5
+    with locked(path, job="") as own:  # the first was killed: nothing of it is left
+        assert path.read_text() == own
+    assert not path.exists()
+
+
+def test_a_job_waits_for_its_own_former_life(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    with held_by_another(path, "SLURM job 7", seconds=2), locked(path, job="SLURM job 7"):
+        pass
+    with (
+        held_by_another(path, "SLURM job 7"),
+        pytest.raises(UserError, match="SLURM job 7"),
+        locked(path, job="SLURM job 7", patience=1),
+    ):
+        pass
+
+
+def test_a_folder_that_is_not_shared_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msn.runtime.lock.SHARED_WITHIN", 0.3)
+    with locked(tmp_path / "run.lock", job="") as own:
+        require_shared(tmp_path / "run.lock", own)
+        with pytest.raises(UserError, match="is not shared between the machines"):
+            require_shared(tmp_path / "run.lock", own + " elsewhere")
+    with pytest.raises(UserError, match="is not shared between the machines"):
+        require_shared(tmp_path / "run.lock", own)

@@ -1,0 +1,204 @@
+"""Runs of several processes: the same as one, and well ended whatever happens to them."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from msn.runtime import checkpoint
+from tests.support.experiments import write_tiny
+from tests.support.runs import ROOT, assert_same
+from tests.train.test_pretrain import latest
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SHARED = {
+    "criterion__batch_size": None,
+    "criterion__global_batch_size": 32,
+    "data__mask_scope": "global",
+    "logging__checkpoint_freq_itr": 7,
+    "optimization__epochs": 2,
+}
+LOSSES = ("step", "loss", "msn", "me_max", "ent", "np", "max_t")
+
+
+def write_config(folder: Path, run: Path, **changes: object) -> Path:
+    return write_tiny(folder / "tiny.yaml", run, **{**SHARED, **changes})
+
+
+def spawned(config: Path, *overrides: str, processes: int = 2) -> subprocess.Popen[str]:
+    devices = ["--devices", *["cpu"] * processes]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), "--fname", str(config), *devices, *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def finished(process: subprocess.Popen[str], timeout: float = 180) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a process that ends by itself in time."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, err
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        logged = re.search(r"step (\d+)/", line)
+        if logged and int(logged[1]) >= step:
+            return
+    raise AssertionError("ended before")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The ranks of a spawned run, in order."""
+    task = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return sorted(int(pid) for pid in task.read_text().split())
+
+
+def losses(folder: Path) -> list[list[float]]:
+    with (folder / "tiny_r0.csv").open(encoding="utf-8") as file:
+        return [[float(row[name]) for name in LOSSES] for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("two")
+    code, _, err = finished(spawned(write_config(folder, folder / "run")))
+    assert (code, err) == (0, "")
+    return folder / "run"
+
+
+def test_two_processes_log_what_one_does(two: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tmp_path / "run", optimization__epochs=1)
+    code, _, err = finished(spawned(config, "optimization.epochs=2", processes=1))
+    assert (code, err) == (0, "")
+    alone = losses(tmp_path / "run")
+    assert len(alone) == 20
+    # Later on, rounding grows through weights whose gradient is nothing but that.
+    for one, both in zip(alone[:3], losses(two)[:3], strict=True):
+        assert both == pytest.approx(one, abs=1e-5)
+    for one, both in zip(alone, losses(two), strict=True):
+        assert both[1] == pytest.approx(one[1], abs=1e-3)
+
+
+def test_two_processes_are_profiled_as_one_run(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tmp_path / "run")
+    code, out, err = finished(spawned(config, "--profile", "4"))
+    assert code == 0, err
+    assert re.findall(r"^(\d+) steps of (\d+) images", out, re.MULTILINE) == [("4", "32")]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["tiny-trace.json"]
+
+
+def test_only_rank_0_writes(two: Path) -> None:
+    assert {path.name for path in two.iterdir()} == {
+        "tiny-latest.pth.tar",
+        "tiny-ep2.pth.tar",
+        "tiny-config.yaml",
+        "tiny_r0.csv",
+        "tiny-probe.csv",
+    }
+    assert (latest(two)["world_size"], latest(two)["batch_size"]) == (2, 16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_in_turn_two_processes_end_as_if_unbroken(two: Path, tmp_path: Path) -> None:
+    """One rank, then the other, then the whole, then a signal that saves."""
+    config = write_config(tmp_path, tmp_path / "run")
+    for rank, step in ((1, 12), (0, 24)):
+        process = spawned(config)
+        wait_for_step(process, step)
+        begin = time.monotonic()
+        os.kill(children(process)[rank], signal.SIGKILL)
+        code, _, err = finished(process, timeout=60)
+        assert time.monotonic() - begin < 60
+        assert code == 128 + signal.SIGKILL
+        assert err.splitlines()[-1] == f"error: rank {rank} was killed by SIGKILL"
+    process = spawned(config)
+    wait_for_step(process, 40)
+    ranks = children(process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not any(Path(f"/proc/{pid}/exe").exists() for pid in ranks), "left behind"
+    process = spawned(config, "logging.async_save=true")
+    wait_for_step(process, 52)
+    process.send_signal(signal.SIGUSR2)
+    code, _, err = finished(process, timeout=60)
+    assert code == 130
+    assert re.fullmatch(
+        r"stopped after step \d+ of 80 and saved; the same command goes on from there\n", err
+    )
+    done = int(err.split()[3])
+    assert latest(tmp_path / "run")["step"] == done >= 52
+    code, out, _ = finished(spawned(config))
+    assert code == 0
+    assert f"resumed from {tmp_path / 'run' / 'tiny-latest.pth.tar'}: {done} of 80" in out
+    assert_same(latest(tmp_path / "run"), latest(two))
+    assert losses(tmp_path / "run") == losses(two)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_to_any_rank_stops_all(tmp_path: Path) -> None:
+    """And another number of processes with the same global batch goes on from there."""
+    config = write_config(tmp_path, tmp_path / "run")
+    process = spawned(config)
+    wait_for_step(process, 9)
+    os.kill(children(process)[1], signal.SIGTERM)
+    code, _, err = finished(process, timeout=60)
+    assert code == 130, err
+    assert "stopped after step" in err
+    # A second run in the folder would be refused while the first is there; see test_lock.
+    code, out, err = finished(spawned(config, "criterion.global_batch_size=48"))
+    assert code == 2, err
+    assert "global batch of 32 = 16 x 2 processes, this run has 48 = 24 x 1" in err
+    code, out, _ = finished(spawned(config, "optimization.epochs=1", processes=1))
+    assert code == 0
+    assert "resumed from" in out
+    assert latest(tmp_path / "run")["world_size"] == 1
+    # Another global batch is taken if asked for, at the same share of the epochs.
+    larger = ["criterion.global_batch_size=64", "meta.allow_batch_change=true"]
+    code, out, _ = finished(spawned(config, *larger, processes=1))
+    assert code == 0
+    assert "20 of 40 steps done" in out
+    assert (latest(tmp_path / "run")["step"], latest(tmp_path / "run")["epoch"]) == (40, 2)
+
+
+def test_torchrun_and_its_last_words(tmp_path: Path) -> None:
+    config = write_config(tmp_path, tmp_path / "run", optimization__epochs=1)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    rendezvous = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    run = [*torchrun, *rendezvous[1:], str(ROOT / "main.py"), "--fname", str(config)]
+    result = subprocess.run(
+        run, capture_output=True, text=True, env=ENVIRONMENT, timeout=180, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert latest(tmp_path / "run")["world_size"] == 2
+    broken = [*run, "criterion.num_proto=9"]
+    result = subprocess.run(
+        broken, capture_output=True, text=True, env=ENVIRONMENT, timeout=180, check=False
+    )
+    assert result.returncode != 0
+    assert "'prototypes' is of another model" in result.stderr[-2000:]
+
+
+def test_newest_saves_are_kept(two: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tmp_path / "run", logging__keep=3, optimization__epochs=1)
+    code, _, _ = finished(spawned(config, processes=1))
+    assert code == 0
+    names = {path.name for path in (tmp_path / "run").glob("*.pth.tar")}
+    assert names == {"tiny-latest.pth.tar", "tiny-step35.pth.tar", "tiny-step28.pth.tar",
+                     "tiny-ep1.pth.tar"}  # fmt: skip
+    found = checkpoint.load(tmp_path / "run" / "tiny-step35.pth.tar")
+    assert found["step"] == 35

@@ -1,0 +1,50 @@
+"""Runs of their own processes, killed, and what they leave behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+NO_MATTER = {"folder", "num_workers", "checkpoint_freq_itr"}
+
+
+def killed_at(words: list[str], steps: int) -> None:
+    """Run `python -m msn WORDS` up to a step, then `kill -9` it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "msn", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        logged = re.search(r"step (\d+)/", line)
+        if logged and int(logged[1]) >= steps:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    """Bit for bit, whatever the nesting, but for what no result depends on."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a.keys() - NO_MATTER:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where

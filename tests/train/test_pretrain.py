@@ -1,0 +1,252 @@
+"""Whole runs: learning, exact resume after any stop, and what is said when something is wrong."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from msn.runtime import checkpoint
+from msn.runtime.errors import RunError, UserError
+from msn.runtime.identity import changes
+from msn.train.pretrain import pretrain
+from tests.support.experiments import tiny_config, write_tiny
+from tests.support.runs import assert_same, killed_at
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+TIMINGS = {"time (ms)", "images_per_s", "data_wait"}
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The run log without what depends on the clock."""
+    with (folder / "tiny_r0.csv").open(encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def latest(folder: Path) -> dict[str, Any]:
+    return checkpoint.load(checkpoint.latest_path(folder, "tiny"))
+
+
+def command(config: Path, *overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "main.py"), "--fname", str(config), *overrides]
+
+
+def run(config: Path, *overrides: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(config, *overrides),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs, 80 steps."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    pretrain(tiny_config(folder, optimization__epochs=2), CPU)
+    return folder
+
+
+def test_the_loss_falls(unbroken: Path) -> None:
+    losses = [float(row["loss"]) for row in rows(unbroken)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_files_of_a_run(unbroken: Path) -> None:
+    names = {path.name for path in unbroken.iterdir()}
+    assert names == {
+        "tiny-latest.pth.tar",
+        "tiny-ep2.pth.tar",
+        "tiny-config.yaml",
+        "tiny_r0.csv",
+        "tiny-probe.csv",
+    }
+    state = latest(unbroken)
+    assert (state["epoch"], state["step"]) == (2, 80)
+    official = {"encoder", "target_encoder", "prototypes", "opt", "epoch", "batch_size"}
+    assert official | {"world_size", "lr", "temperature", "loss"} <= state.keys()
+    assert not any(name.startswith("module.") for name in state["encoder"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_any_step_a_run_ends_as_if_unbroken(
+    unbroken: Path, tmp_path: Path, workers: int
+) -> None:
+    config = write_tiny(
+        tmp_path / "tiny.yaml",
+        tmp_path / "run",
+        optimization__epochs=2,
+        logging__checkpoint_freq_itr=7,
+        data__num_workers=workers,
+    )
+    for steps in (9, 45):
+        killed_at(["pretrain", "--fname", str(config)], steps)
+        done = latest(tmp_path / "run")["step"]
+        assert 0 < done < 80
+        assert done % 7 == 0 or done % 40 == 0
+    result = run(config)
+    assert result.returncode == 0, result.stderr
+    assert "resumed from" in result.stdout
+    assert_same(latest(tmp_path / "run"), latest(unbroken))
+    assert rows(tmp_path / "run") == rows(unbroken)
+
+
+def test_interrupted_by_ctrl_c(unbroken: Path, tmp_path: Path) -> None:
+    config = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", optimization__epochs=2)
+    process = subprocess.Popen(
+        command(config, "data.num_workers=1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads round differently
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while "step 13/" not in process.stdout.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers, too
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "saved" in stderr
+    assert "the same command goes on from there" in stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert 13 <= latest(tmp_path / "run")["step"] < 80
+    assert run(config).returncode == 0
+    assert_same(latest(tmp_path / "run")["encoder"], latest(unbroken)["encoder"])
+
+
+def test_a_finished_run_says_so_and_changes_nothing(unbroken: Path) -> None:
+    before = {p.name: p.read_bytes() for p in unbroken.iterdir() if p.suffix == ".tar"}
+    log = rows(unbroken)
+    pretrain(tiny_config(unbroken, optimization__epochs=2), CPU)
+    assert before == {p.name: p.read_bytes() for p in unbroken.iterdir() if p.suffix == ".tar"}
+    assert rows(unbroken) == log
+
+
+def test_released_weights_warm_start_anchor_and_target(unbroken: Path, tmp_path: Path) -> None:
+    state = latest(unbroken)
+    released = {
+        "target_encoder": {f"module.{k}": v for k, v in state["target_encoder"].items()},
+        "prototypes": state["prototypes"],
+    }
+    torch.save(released, tmp_path / "released.pth.tar")
+    config = tiny_config(
+        tmp_path / "run",
+        meta__init_from=str(tmp_path / "released.pth.tar"),
+        optimization__lr=0.0,
+        optimization__start_lr=0.0,
+        optimization__final_lr=0.0,
+    )
+    pretrain(config, CPU)
+    own = latest(tmp_path / "run")
+    assert own["step"] == 40
+    assert_same(own["prototypes"], state["prototypes"])
+    for name, value in state["target_encoder"].items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(own["encoder"][name], value), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"criterion__num_proto": 9}, r"'prototypes' is of another model.*\(8, 8\).*\(9, 8\)"),
+        ({"meta__hidden_dim": 25}, r"'encoder' is of another model: fc\.fc1\.weight is \(24, 16\)"),
+        ({"criterion__freeze_proto": True}, "'opt' is of another model"),
+        ({"criterion__batch_size": 16}, r"global batch of 32 = 32 x 1 .* this run has 16 = 16 x 1"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(
+    unbroken: Path, changes: dict[str, Any], message: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in unbroken.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        pretrain(tiny_config(unbroken, optimization__epochs=2, **changes), CPU)
+    assert before == {path.name: path.read_bytes() for path in unbroken.iterdir() if path.is_file()}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(unbroken: Path, tmp_path: Path) -> None:
+    """The checkpoint before it stays, and no weight has changed since."""
+    config = tiny_config(
+        tmp_path,
+        optimization__lr=1e38,
+        optimization__start_lr=1e38,
+        optimization__clip_grad=None,
+        logging__checkpoint_freq_itr=1,
+    )
+    with pytest.raises(RunError, match=r"step [1-9]\d* \(epoch 1\): the .* is not finite") as error:
+        pretrain(config, CPU)
+    step = int(str(error.value).split()[1])
+    assert latest(tmp_path)["step"] == step
+    assert "last good checkpoint" in str(error.value)
+
+
+def test_changes_between_configs_are_named() -> None:
+    old = {"a": {"x": 1, "y": 2}, "b": 3}
+    assert changes(old, {"a": {"x": 1, "y": 5}, "b": 3}) == ["a.y: 2 -> 5"]
+
+
+WRONG = [
+    (["optimization.epocs=3"], "did you mean 'epochs'"),
+    (["data.rand_views=0"], "data.rand_views"),
+    (["data.patch_drop=1.0"], "data.patch_drop"),
+    (["criterion.num_proto=1"], "criterion.num_proto"),
+    (["criterion.temperature=0"], "criterion.temperature"),
+    (["optimization.warmup=9"], "optimization.warmup"),
+    (["data.source=folder", "data.root_path=/nonexistent"], "/nonexistent"),
+    (["criterion.prior=/nonexistent"], "criterion.prior /nonexistent"),
+    (["meta.init_from=/nonexistent"], "/nonexistent"),
+    (["meta.load_checkpoint=true"], "holds no checkpoint"),
+    (["criterion.batch_size=2000"], "more than the 1297 training images"),
+    (["logging.folder=/proc/msn"], "/proc/msn: cannot be written"),
+    (["--devices", "cuda:99"], "cuda:99"),
+    (["--devices", "toaster"], "toaster"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG)
+def test_a_wrong_request_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    from msn.cli.main import main
+
+    config = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run")
+    assert main(["pretrain", "--fname", str(config), *arguments]) == 2
+    output = capsys.readouterr()
+    assert expected in output.err
+    assert output.err.startswith("error: ")
+    assert len(output.err.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "tiny-latest.pth.tar").exists()
+
+
+def test_damaged_checkpoint_is_one_line(unbroken: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    content = checkpoint.latest_path(unbroken, "tiny").read_bytes()
+    broken = checkpoint.latest_path(run_folder, "tiny")
+    broken.write_bytes(content[:1000])
+    result = run(write_tiny(tmp_path / "tiny.yaml", run_folder))
+    assert result.returncode == 2
+    assert "tiny-latest.pth.tar" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert broken.read_bytes() == content[:1000]
+
+
+def test_a_run_continues_from_the_epoch_before_a_damaged_file(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    for name in ("tiny-latest.pth.tar", "tiny-ep2.pth.tar"):
+        (tmp_path / name).write_bytes((unbroken / name).read_bytes())
+    checkpoint.latest_path(tmp_path, "tiny").write_bytes(b"")
+    pretrain(tiny_config(tmp_path, optimization__epochs=2), CPU)
+    assert (tmp_path / "tiny-latest.pth.tar.damaged").exists()

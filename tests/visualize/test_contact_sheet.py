@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from msn.cli.main import main
+from msn.config.load import load_config
+from msn.data.image import ArrayImage
+from msn.visualize.contact_sheet import DROPPED, GAP, HEADER, contact_sheet
+
+RECIPE = Path(__file__).parents[2] / "configs/pretrain/msn_vits16.yaml"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_the_command_writes_a_picture(tmp_path: Path, photo: Path) -> None:
+    """Though the data set of the config is not there."""
+    out = tmp_path / "views.png"
+    assert main(["views", "--fname", str(RECIPE), "--image", str(photo), "--out", str(out)]) == 0
+    picture = np.asarray(PIL.Image.open(out))
+    assert picture.shape[0] == HEADER + 4 * (224 + GAP)
+    assert picture.shape[1] == GAP + 2 * (224 + GAP) + 5 * (96 + GAP)
+
+
+def test_as_many_patches_are_dark_as_are_dropped() -> None:
+    config = load_config(RECIPE, ["data.color_jitter=0", "data.grayscale=0", "data.blur=0"])
+    white = ArrayImage(np.full((50, 50, 3), 255, np.uint8), 3)
+    sheet = contact_sheet(config, white, epochs=1)[HEADER:]
+    left = GAP + 224 + GAP
+    random = sheet[:224, left : left + 224].reshape(14, 16, 14, 16, 3)
+    patches = random.swapaxes(1, 2).reshape(196, -1)
+    assert (patches == patches[:, :1]).all()
+    assert set(patches[:, 0]) == {255, int(255 * DROPPED)}
+    assert (patches[:, 0] == 255).sum() == 166  # floor(196 * .85)
+    assert (sheet[:224, GAP : GAP + 224] == 255).all()  # the target is whole
+
+
+def test_grey_images_and_no_focal_views() -> None:
+    config = load_config(RECIPE, ["data.focal_views=0", "data.rand_views=3"])
+    sheet = contact_sheet(config, ArrayImage(np.zeros((9, 9, 1), np.uint8), 1), epochs=2)
+    assert sheet.shape == (HEADER + 2 * (224 + GAP), GAP + 4 * (224 + GAP), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--image": "missing.jpg"}, "--image missing.jpg: cannot be read"),
+        ({"--image": str(RECIPE)}, "not an image; name another"),
+        ({"--out": "views.txt"}, "--out views.txt: is written as PNG"),
+        ({"--epochs": "0"}, "--epochs 0: must be at least 1"),
+    ],
+)
+def test_wrong_requests(
+    change: dict[str, str],
+    message: str,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "views.png"
+    options = {"--fname": str(RECIPE), "--image": str(photo), "--out": str(out)} | change
+    assert main(["views", *(word for pair in options.items() for word in pair)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
