@@ -48,6 +48,11 @@ def test_text(tmp_path: Path, content: str, expected: list[tuple[str, int | None
         ("label,split,path\ncat,x,a.png\nant,y,b.png\n", [("a.png", 1), ("b.png", 0)]),
         ("id,path\n7,a.png\n", [("a.png", None)]),
         ("path , label\r\na.png , 2\r\n", [("a.png", 2)]),
+        ("filename,label\na.png,1\n", [("a.png", 1)]),
+        ("Path,Label\na.png,cat\n", [("a.png", 0)]),
+        ("\ufeffpath,class\na.png,dog\nb.png,cat\n", [("a.png", 1), ("b.png", 0)]),
+        ("Class,Image\n3,a\n", [("a", 3)]),
+        ("without_ending_1,2\n", [("without_ending_1", 2)]),
     ],
 )
 def test_csv(tmp_path: Path, content: str, expected: list[tuple[str, int | None]]) -> None:
@@ -95,6 +100,11 @@ def test_a_listed_file_may_be_missing_or_none(tmp_path: Path) -> None:
 def test_bad_lists_are_refused(tmp_path: Path, content: str, problem: str) -> None:
     with pytest.raises(UserError, match=rf"list\.txt: {problem}"):
         listed(content, tmp_path)
+
+
+def test_a_row_of_unknown_headings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'photo,species' names no image and no column of paths"):
+        listed("photo,species\na.png,cat\n", tmp_path, "list.csv")
 
 
 def test_no_list_is_refused(tmp_path: Path) -> None:

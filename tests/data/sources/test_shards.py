@@ -75,6 +75,24 @@ def test_labels_go_by_the_name_up_to_the_first_dot(tmp_path: Path) -> None:
     assert labels.tolist() == [7, 7, 3]
 
 
+def test_labels_from_json(tmp_path: Path) -> None:
+    members = {
+        **{"1.png": PNG, "1.json": b'{"label": 7, "caption": "a cat"}'},
+        **{"2.png": PNG, "2.json": b'{"cls": 3}'},
+        **{"3.png": PNG, "3.json": b'{"label": 1}', "3.cls": b"5"},
+    }
+    write(tmp_path / "a.tar", members)
+    labels = shards(tmp_path).labels()
+    assert labels is not None
+    assert labels.tolist() == [7, 3, 5]
+    for content in (b'{"caption": "a cat"}', b"[1, 2]", b"{", b'{"label": null}', b"[" * 100_000):
+        write(tmp_path / "b/a.tar", {"1.png": PNG, "1.json": content})
+        assert shards(tmp_path / "b").labels() is None
+    for content in (b'{"label": "cat"}', b'{"label": 1.5}', b'{"label": true}'):
+        write(tmp_path / "c/a.tar", {"1.png": PNG, "1.json": content})
+        assert "1.json has the label" in refused(tmp_path / "c")
+
+
 def test_half_labelled_and_badly_labelled_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"3", "2.png": PNG})
     assert "1 of 2 images in the tar files have no label" in refused(tmp_path)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,17 @@ from msn.data.mapped import Arrays, Watch, cached, pack, unpack
 from msn.data.sources.base import EXTENSIONS, EncodedSource, data_folder, file_stamp, read_file
 from msn.runtime.errors import UserError
 
+PATH_HEADINGS = ("path", "filename", "file_name", "filepath", "file", "image_path", "image", "img")
+LABEL_HEADINGS = ("label", "class", "class_name", "target", "category")
+"""Headings of the columns of a CSV file, in small letters; the first that is there counts."""
+
 
 class ImageList(EncodedSource):
     """The images that a file lists, in its order.
 
-    A file `*.csv` has the paths in its column `path` and labels, if any, in its column `label`; one
-    without such a first row has them in its first two columns. Any other file has a path in each
+    A file `*.csv` has the paths in its column `path` and labels, if any, in its column `label`, or
+    under another of the usual headings, in small or large letters; one without a row of headings
+    has them in its first two columns. Any other file has a path in each
     line, and may have a label behind it, after a tab or a space. Labels are whole numbers, or names
     of classes, which are numbered in sorted order.
 
@@ -77,7 +83,9 @@ def _build_index(path: str, watch: Watch) -> Arrays:
     try:
         watch(path)
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = _csv_rows(file) if path.lower().endswith(".csv") else map(_split_line, file)
+            lines = (
+                _csv_rows(path, file) if path.lower().endswith(".csv") else map(_split_line, file)
+            )
             rows = [(image, label) for image, label in lines if image]
     except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a list of images ({error})") from error
@@ -95,16 +103,27 @@ def _build_index(path: str, watch: Watch) -> Arrays:
     return {"paths": paths, "path_ends": path_ends, "labels": labels}
 
 
-def _csv_rows(file: Iterator[str]) -> Iterator[tuple[str, str]]:
+def _csv_rows(path: str, file: Iterator[str]) -> Iterator[tuple[str, str]]:
     path_column, label_column = 0, 1
     for i, row in enumerate(csv.reader(file)):
         cells = [cell.strip() for cell in row]
-        if i == 0 and "path" in cells:
-            path_column = cells.index("path")
-            label_column = cells.index("label") if "label" in cells else len(cells)
+        headings = [cell.lower() for cell in cells]
+        if i == 0 and any(heading in PATH_HEADINGS for heading in headings):
+            path_column = _column(headings, PATH_HEADINGS)
+            label_column = _column(headings, LABEL_HEADINGS)
             continue
+        if i == 0 and len(cells) > 1 and not any(re.search(r"[./\d]", h) for h in headings):
+            raise UserError(
+                f"{path}: its first row '{','.join(cells)}' names no image and no column of paths;"
+                " call the columns path and label"
+            )
         cells += [""] * (1 + max(path_column, label_column) - len(cells))
         yield cells[path_column], cells[label_column]
+
+
+def _column(headings: list[str], names: tuple[str, ...]) -> int:
+    """Which column bears one of the names; one behind the last if none does."""
+    return next((headings.index(name) for name in names if name in headings), len(headings))
 
 
 def _split_line(line: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Tar shards in the layout of WebDataset, read in any order and never unpacked."""
 
+import json
 import os
 import re
 import tarfile
@@ -16,13 +17,17 @@ from msn.data.sources.base import ARRAYS, EXTENSIONS, SPLITS, EncodedSource, fil
 from msn.runtime.errors import UserError
 
 MAX_LABEL_BYTES = 32
+MAX_JSON_BYTES = 2**20
+JSON_LABELS = ("label", "cls", "class", "target")
+"""Keys of a `.json` member under which the label is looked for, the first that is there."""
 
 
 class Shards(EncodedSource):
     """The images in tar files, in order of file and place, found once and remembered.
 
     Each image member is a sample; its label is the whole number in the member of the same name up
-    to the first dot that ends in `.cls`. Members are read at their place in the shard: nothing is
+    to the first dot that ends in `.cls`, else that under `label` in the one that ends in `.json`
+    (or under another of `JSON_LABELS`). Members are read at their place in the shard: nothing is
     unpacked, links and devices are passed over. Arrays (`.npy`) are images where there are no
     others.
 
@@ -137,7 +142,7 @@ def _build_index(folder: str, names: list[str], watch: Watch) -> Arrays:
     if 0 < len(known) < len(labels):
         raise UserError(
             f"{folder}: {len(labels) - len(known)} of {len(labels)} images in the tar files have no"
-            " label (a member .cls); label all of them, or none"
+            " label (a member .cls, or .json with a label in it); label all of them, or none"
         )
     return {
         "shards": shards,
@@ -155,6 +160,7 @@ def _read_shard(path: str) -> tuple[_Contents, _Contents]:
     """The images in a shard, and the arrays."""
     images, arrays = _Contents([], [], [], []), _Contents([], [], [], [])
     labels: dict[str, int] = {}
+    noted: dict[str, int | None] = {}
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
@@ -170,12 +176,14 @@ def _read_shard(path: str) -> tuple[_Contents, _Contents]:
                     kind.sizes.append(member.size)
                 elif name.endswith(".cls"):
                     labels[_key(member.name)] = _read_label(path, shard, member)
+                elif name.endswith(".json") and not name.startswith("."):
+                    noted[_key(member.name)] = _noted_label(path, shard, member)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
             f"{path}: cannot be read as an uncompressed tar file ({error}); fetch or pack it again"
         ) from error
     for kind in (images, arrays):
-        kind.labels.extend(labels.get(_key(member)) for member in kind.members)
+        kind.labels.extend((noted | labels).get(_key(member)) for member in kind.members)
     return images, arrays
 
 
@@ -202,3 +210,20 @@ def _read_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> i
         raise UserError(
             f"{path}: {member.name} holds {text!r}; a label is a whole number"
         ) from None
+
+
+def _noted_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
+    """The label in a `.json` member, None where it tells of other things or is no JSON."""
+    file = shard.extractfile(member)
+    try:
+        values = json.loads(file.read(MAX_JSON_BYTES)) if file else None
+    except (ValueError, RecursionError):
+        return None
+    known = values if isinstance(values, dict) else {}
+    label = next((known[key] for key in JSON_LABELS if key in known), None)
+    if label is not None and type(label) is not int:
+        raise UserError(
+            f"{path}: {member.name} has the label {str(label)[:80]!r}; a label of tar shards is a"
+            " whole number: write the number of the class, or list the files with data.source: list"
+        )
+    return label
