@@ -1,5 +1,7 @@
 """One run in a folder at a time."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from msn.cli.main import main
+from msn.runtime.checkpoint import latest_path, lock_path
 from msn.runtime.errors import UserError
 from msn.runtime.lock import locked, require_shared
+from tests.support.commands import start, text
+from tests.support.experiments import write_tiny
 
 HOLD = """
 import sys, time
@@ -75,3 +81,29 @@ def test_a_folder_that_is_not_shared_is_named(
             require_shared(tmp_path / "run.lock", own + " elsewhere")
     with pytest.raises(UserError, match="is not shared between the machines"):
         require_shared(tmp_path / "run.lock", own)
+
+
+def test_a_run_keeps_its_folder_from_the_start_to_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before and after the first save, whatever the run itself reads; not beyond a kill."""
+    run, output = tmp_path / "run", tmp_path / "first"
+    config = write_tiny(tmp_path / "tiny.yaml", run, data__num_workers=1)
+    command = ["pretrain", "--fname", str(config)]
+    first = start([*command, "optimization.epochs=100000"], output)
+    saved = latest_path(run, "tiny")
+    try:
+        for there, saves in ((lambda: "epoch" in text(output, "out"), 0), (saved.exists, 1)):
+            while first.is_alive() and not there():
+                time.sleep(0.01)
+            os.kill(first.pid or 0, signal.SIGSTOP)
+            assert main([*command, "meta.seed=7"]) == 2, text(output)
+            error = capsys.readouterr().err
+            assert f"another run is writing to this folder (process {first.pid} on" in error
+            assert saved.exists() == saves
+            os.kill(first.pid or 0, signal.SIGCONT)
+    finally:
+        first.kill()
+        first.join()
+    with locked(lock_path(run, "tiny"), job=""):  # its worker, if still there, does not hold it
+        pass

@@ -17,6 +17,8 @@ REMEDIES = {
     errno.ENOTDIR: "remove the file that stands in the place of its folder",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.ENOLCK: "have the file system mounted with locks",
+    errno.ENOSYS: "have the file system mounted with locks",
 }
 
 

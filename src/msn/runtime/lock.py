@@ -1,12 +1,13 @@
 """One run at a time in a folder."""
 
 import contextlib
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from msn.runtime.errors import UserError
 from msn.runtime.files import writing
@@ -18,7 +19,8 @@ SHARED_WITHIN = 30.0  # seconds that a network file system may take to show a ne
 def locked(path: Path, *, job: str, patience: float = 60.0) -> Iterator[str]:
     """Hold the lock file `path`; gives what is written in it. The system lets go at any death.
 
-    POSIX record locks also hold between the nodes of a network file system.
+    It holds between the nodes of a network file system too, and whoever reads the file does not
+    loosen it. No process that is forked meanwhile holds it on.
 
     Args:
         job: what runs here, e.g. a SLURM job; may be empty.
@@ -28,38 +30,30 @@ def locked(path: Path, *, job: str, patience: float = 60.0) -> Iterator[str]:
         UserError: another run holds the lock; it is named.
     """
     own = f"process {os.getpid()} on {socket.gethostname()}" + f", {job}" * bool(job)
-    with writing(path):
-        descriptor = _open_locked(path, job, time.monotonic() + patience)
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, own.encode(), 0)
-        os.fsync(descriptor)
-    try:
+    # A soft lock, in place of one that the file system does not know, would outlive a kill.
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    with contextlib.ExitStack() as held:
+        with writing(path):
+            _acquire(lock, path, job, time.monotonic() + patience)
+            held.callback(lock.release)
+            path.write_text(own, encoding="utf-8")
+            held.callback(path.unlink, missing_ok=True)
         yield own
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
-def _open_locked(path: Path, job: str, deadline: float) -> int:
+def _acquire(lock: FileLock, path: Path, job: str, deadline: float) -> None:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace")
-            os.close(descriptor)
-            if not (job and holder.endswith(job)) or time.monotonic() > deadline:
-                raise UserError(
-                    f"{path}: another run is writing to this folder ({holder or 'unknown'}); end"
-                    " it, or choose another logging.folder or logging.write_tag"
-                ) from None
-            time.sleep(0.5)
-            continue
-        # The one before may have removed the file that we have just locked.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
-                return descriptor
-        os.close(descriptor)
+            lock.acquire()
+            return
+        except Timeout:
+            holder = path.read_text("utf-8", "replace") if path.exists() else ""
+        if not (job and holder.endswith(job)) or time.monotonic() > deadline:
+            raise UserError(
+                f"{path}: another run is writing to this folder ({holder or 'unknown'}); end"
+                " it, or choose another logging.folder or logging.write_tag"
+            )
+        time.sleep(0.5)
 
 
 def require_shared(path: Path, content: str) -> None:
