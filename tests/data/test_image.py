@@ -14,12 +14,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.features
 import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_sample_images
 
+from msn.data.formats import jpeg_xl_size
 from msn.data.image import MAX_PIXELS, ArrayImage, BadImage, EncodedImage, Image, open_image
 from msn.data.sources.folder import Folder
 from tests.support.made import npy
@@ -129,9 +131,8 @@ NO_ARRAYS = {
     "grey": (npy(np.zeros((8, 9), np.uint8)), "channels: 1, not 5 (data.channels)"),
     "a JPEG": (encoded(), "no array of 5 channels (data.channels)"),
     "empty": (b"", "0 bytes"),
-    "floats": (npy(np.zeros((8, 9, 5), np.float32)), "float32, must be uint8 or uint16"),
-    "signed": (npy(np.zeros((8, 9, 5), np.int16)), "int16, must be uint8 or uint16"),
-    "32 bits": (npy(np.zeros((8, 9, 5), np.uint32)), "uint32, must be uint8 or uint16"),
+    "floats": (npy(np.full((8, 9, 5), 2, np.float32)), "float32 from 2 to 2; save as uint8"),
+    "signed": (npy(np.zeros((8, 9, 5), np.int16)), "int16, of unknown scale; save as uint8"),
     "a batch": (npy(np.zeros((2, 8, 9, 5), np.uint8)), "shape (2, 8, 9, 5), must be (H, W) or "),
     "no pixels": (npy(np.zeros((0, 9, 5), np.uint8)), "shape (0, 9, 5), must be (H, W) or (H, "),
     "objects": (npy(np.array([[os.system]])), "cannot be decoded (ValueError('Object arrays"),
@@ -216,7 +217,6 @@ ODD = {
     "1x1.png": encoded(PHOTO[:1, :1], "PNG"),
     "more behind the end.jpg": encoded() + b"something else" * 100,
     "PNG inside.jpg": encoded(format="PNG"),
-    "float.tif": encoded(format="TIFF", mode="F"),
     "bilevel.png": encoded(format="PNG", mode="1"),
 }
 
@@ -282,6 +282,7 @@ BAD = {
         struct.pack(">HH", 8, 8), struct.pack(">HH", 10_000, 10_000)), BOMB),
     "large bomb.png": (png(60_000, 60_000), "over 179 megapixels, limit 89"),
     "no pixels.png": (png(100, 100), "truncated"),
+    "floats up to 255.tif": (encoded(format="TIFF", mode="F"), "float32 from "),
     "script.eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
 }  # fmt: skip
 
@@ -382,3 +383,53 @@ def test_every_cut_that_pillow_notices_is_noticed(cut: int) -> None:
         reason(data)
     else:
         np.testing.assert_allclose(ours(data).astype(int), expected.astype(int), atol=3)
+
+
+# --- formats that not every installation reads
+
+
+def test_modern_formats_are_read_as_pillow_does() -> None:
+    for format in ("AVIF", "JPEG2000"):
+        data = encoded(PHOTO[:40, :56], format)
+        np.testing.assert_array_equal(ours(data), reference(data), format)
+        assert ours(data, 1, 2).shape == (20, 28, 1)
+        for end in (8, 60, -200):
+            assert reason(data[:end]), format
+
+
+def test_formats_that_are_not_read_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    box = b"\0\0\0\x0cJXL \r\n\x87\n"
+    for data in (b"\xff\x0a\0\0", box):
+        assert reason(data) == "JPEG XL; pip install pillow-jxl-plugin to read it"
+    heif = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    assert reason(heif).startswith("HEIF, damaged or of a kind that Pillow does not read; save as")
+    assert reason(b"PF\n8 8\n-1\n" + bytes(768)).startswith("PFM in color, ")
+    assert reason(b"II*\0\x08\0\0\0\0\0").startswith("TIFF, damaged or of a kind")
+    monkeypatch.setattr(PIL.features, "check", lambda feature: False)
+    for format, name in (("AVIF", "AVIF"), ("JPEG2000", "JPEG 2000")):
+        expected = f"{name}, which this Pillow was built without; pip install --upgrade pillow"
+        assert reason(encoded(PHOTO[:8, :8], format)) == expected
+
+
+def test_the_size_of_a_jpeg_xl_is_in_its_header() -> None:
+    """By hand, of the fields of the standard: small, height, ratio, width."""
+    sizes = {
+        (24, 16): "1" + "01000" + "000" + "10000",  # 8 x (2 + 1), 8 x (1 + 1)
+        (2000, 3000): "0" + "10" + f"{1999:013b}"[::-1] + "001",  # 3 : 2
+        (300, 70_000): "0" + "00" + f"{299:09b}"[::-1] + "000" + "01" + f"{69_999:018b}"[::-1],
+    }
+    for size, bits in sizes.items():
+        codestream = b"\xff\x0a" + int(bits[::-1], 2).to_bytes(12, "little")
+        assert jpeg_xl_size(codestream) == size
+        part = struct.pack(">I", 12 + len(codestream)) + b"jxlp" + bytes(4) + codestream
+        boxes = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl " + bytes(8) + part
+        assert jpeg_xl_size(boxes) == size
+
+
+def test_jpeg_xl_is_read_with_its_plugin() -> None:
+    pytest.importorskip("pillow_jxl")
+    data = encoded(PHOTO[:40, :56], "JXL", lossless=True)
+    assert jpeg_xl_size(data) == (40, 56)
+    np.testing.assert_array_equal(ours(data), PHOTO[:40, :56])
+    assert reason(data[: len(data) // 2])

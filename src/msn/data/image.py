@@ -5,7 +5,7 @@ EXIF rotation, the first frame of an animation. Whole, ordinary JPEGs are decode
 same pixels in half the time and at a fraction of the size if need be; all else by Pillow itself.
 Files of NumPy (`.npy`) hold images of any number of channels.
 
-Of 16-bit values the upper eight bits are kept, as Pillow does with colour; grey ones it would clip.
+Values of more than eight bits become levels as `msn.data.levels` says; Pillow would clip grey ones.
 """
 
 import io
@@ -19,9 +19,10 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from msn.data.formats import JPEG_XL, NotRead, jpeg_xl_size, readable_as, unread
+from msn.data.levels import UnknownScale, levels, with_levels
+
 MAX_PIXELS = 2**30 // 12  # where Pillow starts to warn of a decompression bomb
-# What Pillow may open: among the rest are formats that start other programs.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _END_OF_JPEG = b"\xff\xd9"
 _NPY = b"\x93NUMPY"
 _COLOUR = {
@@ -125,7 +126,7 @@ class EncodedImage:
                 colour = self._channels == 3
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if colour else pixels[..., None]
         with self._opened(io.BytesIO(self._data)) as image:
-            image = _eight_bit(image).convert("RGB" if self._channels == 3 else "L")
+            image = with_levels(image).convert("RGB" if self._channels == 3 else "L")
             pixels = np.array(image if reduction == 1 else image.reduce(reduction))
             return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -151,13 +152,16 @@ class EncodedImage:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd metadata, which nobody asks for
-                with PIL.Image.open(stream, formats=FORMATS) as image:
+                formats = readable_as(self._data)
+                if JPEG_XL in formats:
+                    _refuse_bomb(self._name, *jpeg_xl_size(self._data))
+                with PIL.Image.open(stream, formats=formats) as image:
                     _refuse_bomb(self._name, image.height, image.width)
                     yield image
         except BadImage:
             raise
         except PIL.UnidentifiedImageError:
-            raise BadImage(self._name, "not an image") from None
+            raise BadImage(self._name, unread(self._data)) from None
         except Exception as error:  # broken bytes make decoders raise errors of any kind
             raise BadImage(self._name, _reason(error)) from error
 
@@ -166,8 +170,8 @@ def open_image(data: bytes, channels: int, name: str) -> Image:
     """The image that a file holds.
 
     Args:
-        data: the whole file: encoded as JPEG, PNG or the like, or an array of NumPy (`.npy`), uint8
-            or uint16, (H, W) for one channel or (H, W, channels).
+        data: the whole file: encoded as JPEG, PNG or the like, or an array of NumPy (`.npy`) of a
+            type that `msn.data.levels` knows, (H, W) for one channel or (H, W, channels).
         channels: wanted. Encoded images are there as grey or RGB; arrays have to have so many.
         name: for `BadImage`.
 
@@ -194,23 +198,15 @@ def _array_in(data: bytes, name: str) -> np.ndarray:
     """The image in a file of NumPy, uint8 (H, W, C). Raises BadImage."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.ndim not in (2, 3) or not array.size:
+            raise BadImage(name, f"shape {array.shape}, must be (H, W) or (H, W, C)")
+        _refuse_bomb(name, *array.shape[:2])
+        array = levels(array)
+    except BadImage:
+        raise
     except Exception as error:  # broken headers too raise errors of many kinds
         raise BadImage(name, _reason(error)) from error
-    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise BadImage(name, f"{array.dtype}, must be uint8 or uint16")
-    if array.ndim not in (2, 3) or not array.size:
-        raise BadImage(name, f"shape {array.shape}, must be (H, W) or (H, W, C)")
-    _refuse_bomb(name, *array.shape[:2])
-    array = array if array.dtype.itemsize == 1 else (array >> 8).astype(np.uint8)
     return array if array.ndim == 3 else array[..., None]
-
-
-def _eight_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """What is 16-bit grey by its upper eight bits."""
-    wide = image.mode == "I" and image.format in ("PNG", "PPM")
-    if not (wide or image.mode.startswith("I;16")):
-        return image
-    return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _refuse_bomb(name: str, height: int, width: int) -> None:
@@ -221,6 +217,8 @@ def _refuse_bomb(name: str, height: int, width: int) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnknownScale | NotRead):
+        return str(error)
     if isinstance(error, PIL.Image.DecompressionBombError):
         return f"over {2 * MAX_PIXELS / 1e6:.0f} megapixels, limit {MAX_PIXELS / 1e6:.0f}"
     if "truncated" in str(error).lower() or str(error).startswith("EOF"):

@@ -17,7 +17,11 @@ from msn.runtime import keyed
 from msn.runtime.errors import UserError
 
 ARRAYS = ".npy"  # images in a data set that has no others, as they may be features or masks
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ARRAYS)
+# Of several images of a sample in tar shards the first is taken.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".avif", ".jxl", ".jp2", ".j2k"),
+    *(".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pfm", ARRAYS),
+)
 SPLITS = ("train", "val")
 STATISTICS_BYTES = 2**26  # of images looked at for their mean: all of Fashion-MNIST
 STATISTICS_FILES = 1000  # likewise

@@ -16,6 +16,7 @@ from msn.data.mapped import Arrays, Mapped, Watch, cached
 from msn.data.sources.base import ArraySource
 from msn.runtime.errors import UserError
 
+TYPES = {9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}  # beside 8, uint8
 HEADER_BYTES = {axes: 4 + 4 * axes for axes in (1, 3)}
 PREFIXES = {"train": "train", "val": "t10k"}
 
@@ -88,6 +89,11 @@ def _read(file: Path, axes: int) -> np.ndarray:
 def _shape(file: Path, stream: io.BufferedIOBase, axes: int) -> tuple[int, ...]:
     """What the header says: two zeros, the type (8 is a byte), the number of axes; their sizes."""
     header = stream.read(HEADER_BYTES[axes])
+    if header[:2] == bytes(2) and header[2:3] and header[2] in TYPES:
+        raise UserError(
+            f"{file}: holds {TYPES[header[2]]}, must be uint8; write the values as levels of 0 to"
+            " 255, or as .npy files for data.source: folder"
+        )
     if len(header) < HEADER_BYTES[axes] or header[:4] != bytes([0, 0, 8, axes]):
         raise UserError(f"{file}: is not an IDX file of {axes} axes of bytes; fetch it again")
     return struct.unpack(f">{axes}I", header[4:])

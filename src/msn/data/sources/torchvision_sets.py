@@ -102,7 +102,9 @@ def _read_cifar(paths: list[str], label_key: str, watch: Watch) -> Arrays:
         try:
             batch = _Unpickler(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
             data = batch["data"].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
-            images.append(np.require(data, np.uint8).transpose(0, 2, 3, 1))
+            if data.dtype != np.uint8:
+                raise TypeError(f"holds {data.dtype}, must be uint8")
+            images.append(data.transpose(0, 2, 3, 1))
             labels.append(np.array(batch[label_key], dtype=np.uint8))
         except Exception as error:  # whatever broken bytes make of a pickle
             raise UserError(
