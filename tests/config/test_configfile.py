@@ -1,3 +1,5 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msn.config.load import load_config
+from msn.config.load import Config, FinetuneConfig, LinearConfig, load_config
+from msn.config.sections.base import Section
+from msn.config.sections.evaluation import AugmentedImages
+from msn.config.yaml_file import read
 from msn.runtime.errors import UserError
 
 MINIMAL = """\
@@ -109,7 +114,6 @@ class TestReading:
             ("a: 1\nb: \x07", "a.yaml:2: YAML: an unprintable character; remove it"),
             ("a: 1\n? [1]\n: 2", "a.yaml:2: a key must be a plain word"),
             ("data:\n  t: 2024-13-45", 'a.yaml:2: data.t = "2024-13-45": not a number or date'),
-            ("a: 1" + ":00" * 200 + ".5", 'a.yaml:1: a = "1:00:00:00'),  # a number in base 60
             ("data: " + "9" * 5000, 'a.yaml:1: data = "9999'),
             ("[" * 9000, "a.yaml: YAML: nested too deeply"),
             ("a: " * 30000, "a.yaml: is larger than 64 KiB; give a config file"),
@@ -127,6 +131,19 @@ class TestReading:
         lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 64)]
         assert "aliases" in refusal(write("\n".join(lines)))
 
+    def test_numbers_as_people_mean_them(self, write: Any) -> None:
+        written = ["1_000", "0x10", "0b11", "-0", "+5", "1.", ".5", "1:30", "010", "08", "1:0.5"]
+        values = [1000, 16, 3, 0, 5, 1.0, 0.5, "1:30", "010", "08", "1:0.5"]
+        assert read(write(f"a: [{', '.join(written)}]")).values["a"] == values
+        config = load_config(write(MINIMAL), ["logging.write_tag=12:30"])
+        assert config.logging.write_tag == "12:30"
+
+    def test_only_regular_files_are_read(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path / "pipe", Path("/dev/zero")):
+            with pytest.raises(UserError, match=r"cannot be read \(not a regular file\); give"):
+                load_config(path)
+
     def test_missing_file_and_directory(self, tmp_path: Path) -> None:
         path = tmp_path / "no.yaml"
         assert refusal(path).startswith("no.yaml: cannot be read (No such file or directory); give")
@@ -134,6 +151,45 @@ class TestReading:
             load_config(tmp_path)
         with pytest.raises(UserError, match=r"cannot be read \(embedded null byte\)"):
             load_config("a\0b")
+
+
+def unbounded(section: type[Section]) -> Iterator[str]:
+    """Numeric keys of a section, and of those in it, that lack a lower or an upper bound."""
+    schema = section.model_json_schema()
+    for name, definition in {section.__name__: schema, **schema.get("$defs", {})}.items():
+        for key, facts in definition.get("properties", {}).items():
+            for number in numbers(facts):
+                low = {"minimum", "exclusiveMinimum"} & set(number)
+                if not (low and {"maximum", "exclusiveMaximum"} & set(number)):
+                    yield f"{name}.{key}"
+
+
+def numbers(facts: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(facts, list):
+        for item in facts:
+            yield from numbers(item)
+    if isinstance(facts, dict):
+        if facts.get("type") in ("integer", "number"):
+            yield facts
+        for key in ("anyOf", "oneOf", "items", "prefixItems"):
+            yield from numbers(facts.get(key))
+
+
+def test_every_number_has_a_range() -> None:
+    idle = {"Meta.bottleneck", "LinearMeta.master_port", "FinetuneMeta.master_port"}
+    checked_by_hand = {f"{name}.num_workers" for name in ("Data", "LabelledImages")}
+    checked_by_hand.add("AugmentedImages.num_workers")
+    for kind in (Config, LinearConfig, FinetuneConfig):
+        assert set(unbounded(kind)) <= idle | checked_by_hand
+
+
+def test_rand_augment_takes_what_timm_takes(tmp_path: Path) -> None:
+    check = AugmentedImages.model_fields["auto_augment"].metadata[-1].func
+    for text in ("", "rand-m9-mstd0.5-inc1", "rand-m10-p1-n30-inc1", "rand-m9-p0.25-mmax12"):
+        assert check(text) == text
+    for text in ("rand-p1.2.3", "rand-n100000000", "rand-m٩", "rand-mstd1.2.3", "rand-p7"):
+        with pytest.raises(ValueError, match="must be such as"):
+            check(text)
 
 
 def test_several_problems_in_one_line(write: Any) -> None:
@@ -181,7 +237,10 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     # types
     ("criterion.num_proto=true", "criterion.num_proto = true: must be a whole number"),
     ("criterion.num_proto=8.0", "criterion.num_proto = 8.0: must be a whole number"),
-    ("criterion.num_proto=9999999999", "criterion.num_proto = 9999999999: must be less than"),
+    (
+        "criterion.num_proto=9999999999",
+        "criterion.num_proto = 9999999999: must be at most 1,0",
+    ),
     ("criterion.temperature=true", "criterion.temperature = true: must be a number"),
     ("criterion.temperature='1e-3'", 'criterion.temperature = "1e-3": must be a number, without'),
     ("criterion.temperature=", "criterion.temperature = null: must be a number"),
@@ -207,9 +266,9 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     # ranges
     ("criterion.batch_size=0", "criterion.batch_size = 0: must be at least 1"),
     ("criterion.num_proto=1", "criterion.num_proto = 1: must be at least 2"),
-    ("criterion.temperature=0", "criterion.temperature = 0: must be greater than 0"),
-    ("criterion.start_sharpen=0", "criterion.start_sharpen = 0: must be greater than 0"),
-    ("criterion.final_sharpen=-1", "criterion.final_sharpen = -1: must be greater than 0"),
+    ("criterion.temperature=0", "criterion.temperature = 0: must be at least 0.0001"),
+    ("criterion.start_sharpen=0", "criterion.start_sharpen = 0: must be at least 0.0001"),
+    ("criterion.final_sharpen=-1", "criterion.final_sharpen = -1: must be at least 0.0001"),
     ("criterion.memax_weight=-1", "criterion.memax_weight = -1: must be at least 0"),
     ("criterion.ent_weight=-1", "criterion.ent_weight = -1: must be at least 0"),
     ("criterion.sinkhorn_iterations=0", "criterion.sinkhorn_iterations = 0: must be at least 1"),
@@ -220,7 +279,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("data.focal_views=-1", "data.focal_views = -1: must be at least 0"),
     (
         "data.num_workers=-1",
-        'data.num_workers = -1: must be "auto" or a whole number of at least 0',
+        'data.num_workers = -1: must be "auto" or a whole number from 0 to 1,000',
     ),
     ("data.rand_crop_scale=[0, 1]", "data.rand_crop_scale[0] = 0: must be greater than 0"),
     ("data.rand_crop_scale=[.3, 1.1]", "data.rand_crop_scale[1] = 1.1: must be at most 1"),
@@ -232,7 +291,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("data.color_jitter_strength=-1", "data.color_jitter_strength = -1: must be at least 0"),
     ("data.color_jitter_strength=2.6", "data.color_jitter_strength = 2.6: must be at most 2.5"),
     ("data.channels=0", "data.channels = 0: must be at least 1"),
-    ("data.std=[1, 0, 1]", "data.std[1] = 0: must be greater than 0"),
+    ("data.std=[1, 0, 1]", "data.std[1] = 0: must be at least 0.0001"),
     ("data.source=digit", "data.source = \"digit\": did you mean 'digits'?"),
     (
         "data.source=web",
@@ -243,7 +302,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("logging.checkpoint_freq_itr=0", "logging.checkpoint_freq_itr = 0: must be at least 1"),
     ("logging.log_freq=0", "logging.log_freq = 0: must be at least 1"),
     ("logging.probe.every=-1", "logging.probe.every = -1: must be at least 0"),
-    ("logging.probe.temperature=0", "logging.probe.temperature = 0: must be greater than 0"),
+    ("logging.probe.temperature=0", "logging.probe.temperature = 0: must be at least 0.0001"),
     ("logging.write_tag=''", 'logging.write_tag = "": must be a plain file name'),
     ("logging.write_tag=a/b", 'logging.write_tag = "a/b": must be a plain file name'),
     ("logging.write_tag=a\\b", 'logging.write_tag = "a\\\\b": must be a plain file name'),
@@ -260,7 +319,28 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("optimization.ema=[0.9, 1.1]", "optimization.ema[1] = 1.1: must be at most 1"),
     ("optimization.schedule_stretch=.9", "optimization.schedule_stretch = 0.9: must be at least 1"),
     ("optimization.accumulate=0", "optimization.accumulate = 0: must be at least 1"),
+    ("data.rand_size=100000", "data.rand_size = 100000: must be at most 4,096"),
+    ("data.mean=[0.5, 116.3, 0.5]", "data.mean[1] = 116.3: must be at most 1"),
+    ("meta.hidden_dim=2147483647", "meta.hidden_dim = 2147483647: must be at most 65,536"),
+    ("optimization.schedule_stretch=1e308", "optimization.schedule_stretch = 1e+308: must be at "),
+    ("criterion.prior.power_law=1e9", "criterion.prior.power_law = 1000000000.0: must be at most"),
+    # numbers of YAML 1.1 that nobody means
+    ("optimization.epochs=1:30", 'optimization.epochs = "1:30": must be a whole number'),
+    ("optimization.epochs=0100", 'optimization.epochs = "0100": must be a whole number'),
+    ("data.flip=0:0.5", 'data.flip = "0:0.5": must be a number, without quotes'),
     # combinations
+    (
+        "meta.encoder={patch_size: 4, embed_dim: 8, depth: 100000000, num_heads: 1}",
+        "meta.encoder.depth = 100000000: must be at most 1,000",
+    ),
+    (
+        "meta.encoder={patch_size: 4, embed_dim: 65536, depth: 1000, num_heads: 1}",
+        "meta.encoder.depth: 1000 blocks of embed_dim 65536 have 5.2e+13 weights; lower either",
+    ),
+    (
+        "meta.encoder={patch_size: 4, embed_dim: 8, depth: 1, num_heads: 1, mlp_ratio: 0.1}",
+        "meta.encoder.mlp_ratio: 0.1 leaves an MLP no unit at embed_dim 8; use at least 0.125",
+    ),
     ("data.root_path=", "data.root_path: the folder source needs it; set it, or use data.source"),
     ("data.focal_size=15", "data.focal_size: 15 px is smaller than a patch; use at least 16"),
     ("data.rand_size=15", "data.rand_size: 15 px is smaller than a patch; use at least 16"),

@@ -14,10 +14,16 @@ from pydantic_core import ErrorDetails
 
 from msn.config.sections.criterion import PRIOR_TAGS
 from msn.runtime.errors import UserError
+from msn.runtime.files import open_regular
 
 MAX_BYTES = 64 * 1024
 MAX_PROBLEMS = 10
+INT_TAG = "tag:yaml.org,2002:int"
+INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
 FLOAT_TAG = "tag:yaml.org,2002:float"
+PLAIN_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+)
 EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 """Numbers such as 1e-3, which PyYAML by itself takes for text."""
 
@@ -87,7 +93,7 @@ def read(path: str | Path) -> Document:
     """
     name = str(path)
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -131,6 +137,13 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+# Without the numbers of YAML 1.1 that nobody means: 1:30 is 90 there, and 010 is 8.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (INT_TAG, FLOAT_TAG)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(INT_TAG, INT, list("-+0123456789"))
+_Loader.add_implicit_resolver(FLOAT_TAG, PLAIN_FLOAT, list("-+.0123456789"))
 _Loader.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
 
 
@@ -208,6 +221,7 @@ def _rule(details: ErrorDetails) -> str:
     rule = re.sub(r"^(Value error, |(Input|Tuple) should )", "", details["msg"])
     rule = rule.replace("greater than or equal to", "at least").replace(" after validation", "")
     rule = rule.replace("less than or equal to", "at most")
+    rule = re.sub(r"(?<![.\w])[0-9]{4,}(?![.\w])", lambda number: f"{int(number[0]):,}", rule)
     return rule if rule.startswith("must") else f"must {rule}"
 
 

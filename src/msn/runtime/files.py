@@ -5,9 +5,10 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from msn.runtime.errors import UserError
 
@@ -40,6 +41,19 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(path.parent, os.O_RDONLY)  # makes the rename last through a power cut
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file to read its bytes, and nothing else: a pipe or a device might never end.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file; strerror says which.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        yield file
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -89,6 +103,11 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror or error}), what was there before is"
             f" intact; {remedy}, or choose another place (of a run: logging.folder)"
         ) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Else a pipe would wait for a writer; what is no POSIX system has no such flag.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _sync(path: Path, flags: int) -> None:

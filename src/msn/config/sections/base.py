@@ -6,10 +6,29 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-Whole = Annotated[int, Field(ge=0, lt=2**31)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+# The ranges of the keys are wide: what lies outside is a slip, and would end in a lack of memory,
+# in an overflow, or in a run that never gets anywhere.
+Whole = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Million = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Images of a batch, epochs."""
+Choices = Annotated[int, Field(ge=2, le=1_000_000)]
+"""Classes, prototypes: one of them alone would say nothing."""
+Few = Annotated[int, Field(ge=1, le=1000)]
+"""What each costs time or memory: blocks, views, channels, repetitions."""
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Side of a square view or patch, px."""
+Width = Annotated[int, Field(ge=1, le=65_536)]
+"""Numbers that a layer gives for a token."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+NonNegative = Annotated[float, Field(ge=0, le=1000)]
+"""Learning rates, weight decay, weights of terms."""
+Positive = Annotated[float, Field(gt=0, le=1000)]
+"""The same, where 0 means that nothing would be done."""
+Divisor = Annotated[float, Field(ge=0.0001, le=1000)]
+"""Temperatures and deviations: values divided by less would overflow."""
+GradientNorm = Annotated[float, Field(gt=0, le=1_000_000)]
+EpochSpan = Annotated[float, Field(ge=0, le=1_000_000)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]

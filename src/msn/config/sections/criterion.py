@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from msn.config.sections.base import Count, NonEmpty, NonNegative, Positive, Section
+from msn.config.sections.base import Choices, Divisor, Few, Million, NonEmpty, NonNegative, Section
 
 PRIOR_TAGS = ("prior as text", "prior as mapping")
 
@@ -21,7 +21,7 @@ def _prior_tag(prior: object) -> str:
 class PowerLaw(Section):
     """Prior weights proportional to k**-power_law for k = 1..num_proto (PMSN)."""
 
-    power_law: float
+    power_law: Annotated[float, Field(ge=-10, le=10)]
     """Exponent; 0 is uniform, 0.25 the value of the PMSN paper."""
 
 
@@ -35,17 +35,17 @@ Prior = Annotated[
 class Criterion(Section):
     """The loss."""
 
-    batch_size: Count | None = 64
+    batch_size: Million | None = 64
     """Images per process and micro-batch."""
-    global_batch_size: Count | None = None
+    global_batch_size: Million | None = None
     """Images per step over all processes and micro-batches; replaces batch_size."""
-    num_proto: Annotated[int, Field(ge=2, lt=2**31)] = 1024
+    num_proto: Choices = 1024
     """Number of prototypes K."""
-    temperature: Positive = 0.1
+    temperature: Divisor = 0.1
     """Softmax temperature of anchors and targets before sharpening."""
-    start_sharpen: Positive = 0.25
+    start_sharpen: Divisor = 0.25
     """Sharpening temperature of the targets at the first step."""
-    final_sharpen: Positive = 0.25
+    final_sharpen: Divisor = 0.25
     """Sharpening temperature of the targets at the end of the stretched schedule."""
     me_max: bool = True
     """Add memax_weight * KL(mean anchor assignment || prior)."""
@@ -58,7 +58,7 @@ class Criterion(Section):
     says 0."""
     use_sinkhorn: bool = True
     """Balance the targets over the prototypes with Sinkhorn-Knopp."""
-    sinkhorn_iterations: Count = 3
+    sinkhorn_iterations: Few = 3
     """Row and column normalisations of Sinkhorn-Knopp."""
     freeze_proto: bool = False
     """Keep the prototypes at their initial values."""

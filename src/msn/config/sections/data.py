@@ -7,12 +7,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from msn.config.sections.base import (
     BelowOne,
-    Count,
+    Divisor,
+    Few,
     NonEmpty,
-    Positive,
     Probability,
     Section,
-    Whole,
+    Side,
 )
 
 
@@ -24,8 +24,8 @@ def _increasing(scale: tuple[float, float]) -> tuple[float, float]:
 
 def _number_or_auto(workers: object) -> object:
     # Said here, as a union would give one error for each of its members.
-    if workers != "auto" and (type(workers) is not int or not 0 <= workers < 2**31):
-        raise ValueError('must be "auto" or a whole number of at least 0')
+    if workers != "auto" and (type(workers) is not int or not 0 <= workers <= 1000):
+        raise ValueError('must be "auto" or a whole number from 0 to 1,000')
     return workers
 
 
@@ -64,11 +64,11 @@ class Images(Section):
     """Loader processes per training process, at most its cores; auto is one less, 0 none."""
     pin_mem: bool = True
     """Page-locked host memory for faster copies to the GPU."""
-    channels: Count | None = None
+    channels: Few | None = None
     """Image channels: 1 (grey), 3 (RGB), or those of .npy files; null takes the source's own."""
-    mean: Annotated[tuple[float, ...], Strict(False)] | None = None
+    mean: Annotated[tuple[Probability, ...], Strict(False)] | None = None
     """Mean of each channel, of values in [0, 1]; null takes the source's own."""
-    std: Annotated[tuple[Positive, ...], Strict(False)] | None = None
+    std: Annotated[tuple[Divisor, ...], Strict(False)] | None = None
     """Standard deviation of each channel; null takes the source's own."""
 
     def _problems(self) -> Iterator[tuple[str, str]]:
@@ -103,13 +103,13 @@ class Data(Images):
     mask_scope: Literal["batch", "global", "image"] = "batch"
     """One random choice of kept patches for each process's batch (official), for the global batch,
     or for each image. Only with the last two is a run the same on any number of processes."""
-    rand_size: Count = 224
+    rand_size: Side = 224
     """Side of the target and random views, px."""
-    focal_size: Count = 96
+    focal_size: Side = 96
     """Side of the focal views, px."""
-    rand_views: Count = 1
+    rand_views: Few = 1
     """Masked anchor views per image; at least 1, since only they are masked."""
-    focal_views: Whole = 10
+    focal_views: Annotated[int, Field(ge=0, le=1000)] = 10
     """Small unmasked anchor views per image."""
     rand_crop_scale: CropScale = (0.3, 1.0)
     """Smallest and largest area of the target and random crops, as fractions of the image."""

@@ -11,12 +11,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from msn.config.sections.base import (
     BelowOne,
+    Choices,
     Count,
+    EpochSpan,
+    Few,
+    GradientNorm,
+    Million,
     NonEmpty,
     NonNegative,
     Positive,
     Probability,
     Section,
+    Seed,
+    Side,
 )
 from msn.config.sections.data import CropScale, Images
 from msn.config.sections.logging import FileStem
@@ -33,9 +40,14 @@ def _distinct(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+RAND_AUGMENT = re.compile(
+    r"rand(-(m\d{1,2}|n\d{1,2}|p(0(\.\d+)?|1)|mstd\d{1,3}(\.\d+)?|mmax\d{1,2}|inc[01]))*",
+    re.ASCII,
+)
+
+
 def _rand_augment(text: str) -> str:
-    options = r"(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]))*"
-    if text and not re.fullmatch(f"rand{options}", text):
+    if text and not RAND_AUGMENT.fullmatch(text):
         raise ValueError("must be such as rand-m9-mstd0.5-inc1, or empty for none")
     return text
 
@@ -47,18 +59,18 @@ Rates = Annotated[
     AfterValidator(_distinct),
 ]
 Counts = Annotated[
-    tuple[Count, ...], Strict(False), BeforeValidator(_one_as_several), AfterValidator(_distinct)
+    tuple[Few, ...], Strict(False), BeforeValidator(_one_as_several), AfterValidator(_distinct)
 ]
 
 
 class LabelledImages(Images):
     """Labelled images: the split `train` to learn from, `val` to measure with."""
 
-    num_classes: Annotated[int, Field(ge=2, lt=2**31)] | None = None
+    num_classes: Choices | None = None
     """Number of classes; null counts those of the training images."""
     subset: NonEmpty | None = None
     """List of the training images to learn from, in the official format; null takes all."""
-    image_size: Count = 224
+    image_size: Side = 224
     """Side of the images that the encoder sees, px."""
     crop_scale: CropScale = (0.08, 1.0)
     """Smallest and largest area of the training crops, as fractions of the image."""
@@ -75,7 +87,7 @@ class AugmentedImages(LabelledImages):
     """Probability that a rectangle of a training image becomes noise."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of all resizing."""
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_pct: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Share of the resized image's side that the crop for measuring keeps."""
 
 
@@ -92,7 +104,7 @@ class LinearMeta(Section):
     """Insist on a checkpoint of this run to continue. One that is there is continued anyway."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Seed of every random draw."""
     master_port: int = 8888
     """No effect."""
@@ -109,7 +121,7 @@ class FinetuneMeta(LinearMeta):
     """What the classifier sees: the normalised class token, or the patches' normalised mean."""
     drop_path_rate: BelowOne = 0.2
     """Stochastic depth of the last block, linear from 0 at the first."""
-    trained_blocks: Count | None = None
+    trained_blocks: Few | None = None
     """Train only this many last blocks and what comes after them; null trains all."""
 
 
@@ -131,9 +143,9 @@ class EvaluationLogging(Section):
 class LinearOptimization(Section):
     """SGD with Nesterov momentum of the linear classifiers, its rate falling as a cosine to 0."""
 
-    epochs: Count = 100
+    epochs: Million = 100
     """Length of the run."""
-    batch_size: Count = 256
+    batch_size: Million = 256
     """Images per process and step."""
     lr: Rates = (6.4,)
     """Learning rate at the first step (the official 6.4 is for 8,192 images a step); of a list,
@@ -149,23 +161,23 @@ class LinearOptimization(Section):
 class FinetuneOptimization(Section):
     """AdamW with layer-wise learning rates, warm-up and cosine."""
 
-    epochs: Count = 100
+    epochs: Million = 100
     """Length of the run."""
-    batch_size: Count = 64
+    batch_size: Million = 64
     """Images per process and micro-batch."""
-    accumulate: Count = 1
+    accumulate: Few = 1
     """Micro-batches per step."""
     lr: Positive = 2e-3
     """Learning rate of the classifier after warm-up."""
     final_lr: NonNegative = 1e-6
     """Learning rate at the end of the cosine."""
-    warmup: NonNegative = 5.0
+    warmup: EpochSpan = 5.0
     """Epochs of linear warm-up from 0 to lr."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
     """Learning rate of a block over that of the next one."""
     weight_decay: NonNegative = 0.05
     """Of all but biases, norms, class token and position embeddings."""
-    clip_grad: Positive | None = None
+    clip_grad: GradientNorm | None = None
     """Largest gradient norm; null does not clip."""
     ema: BelowOne | None = None
     """Momentum of a moving average of the weights, which then is measured; null has none."""

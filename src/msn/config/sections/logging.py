@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from msn.config.sections.base import Count, NonEmpty, Positive, Section, Whole
+from msn.config.sections.base import Count, Divisor, NonEmpty, Section, Whole
 from msn.config.sections.data import SourceName
 
 
@@ -32,7 +32,7 @@ class Probe(Section):
     """Its list of images; null takes data.image_list."""
     k: Count = 20
     """Neighbours that vote."""
-    temperature: Positive = 0.07
+    temperature: Divisor = 0.07
     """Temperature of the votes."""
     max_images: Count | None = 10_000
     """At most this many images of each split, which are kept in memory; null takes all."""

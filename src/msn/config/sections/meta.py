@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from msn.config.sections.base import BelowOne, Count, NonEmpty, Positive, Section
+from msn.config.sections.base import BelowOne, Few, NonEmpty, Section, Seed, Side, Width
 
 # fmt: off
 PATCH_SIZES = {
@@ -21,6 +21,8 @@ MODEL_NAMES = tuple(PATCH_SIZES)
 CONV_STEMS = frozenset({"vitc_4gf", "deit_small_convstem"})
 """Models whose padded stem turns a cut-off border into a further patch instead of dropping it."""
 
+MOST_WEIGHTS = 10**11  # a few times the largest Vision Transformer there is
+
 if TYPE_CHECKING:
     ModelName = str
 else:
@@ -30,21 +32,28 @@ else:
 class EncoderSize(Section):
     """A Vision Transformer of any size, in place of a named one."""
 
-    patch_size: Count
+    patch_size: Side
     """Side of a patch, px."""
-    embed_dim: Count
+    embed_dim: Width
     """Width of a token."""
-    depth: Count
+    depth: Few
     """Number of blocks."""
-    num_heads: Count
+    num_heads: Width
     """Attention heads; divides embed_dim."""
-    mlp_ratio: Positive = 4.0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Hidden width of the MLP over embed_dim."""
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         width, heads = self.embed_dim, self.num_heads
         if width % heads:
             yield "embed_dim", f"{width} is not a multiple of num_heads {heads}; change either"
+        if int(width * self.mlp_ratio) < 1:
+            rule = f"{self.mlp_ratio:g} leaves an MLP no unit at embed_dim {width}"
+            yield "mlp_ratio", f"{rule}; use at least {1 / width:g}"
+        weights = self.depth * width**2 * (4 + 2 * self.mlp_ratio)
+        if weights > MOST_WEIGHTS:
+            rule = f"{self.depth} blocks of embed_dim {width} have {weights:.1e} weights"
+            yield "depth", f"{rule}; lower either, to at most {MOST_WEIGHTS:.0e}"
 
 
 class Meta(Section):
@@ -58,9 +67,9 @@ class Meta(Section):
     """An encoder of any size; replaces model_name."""
     drop_path_rate: BelowOne = 0.0
     """Stochastic depth of the last block, linear from 0 at the first."""
-    hidden_dim: Count = 2048
+    hidden_dim: Width = 2048
     """Hidden width of the projection head."""
-    output_dim: Count = 256
+    output_dim: Width = 256
     """Output width of the projection head, and width of a prototype."""
     use_bn: bool = True
     """BatchNorm in the projection head."""
@@ -72,7 +81,7 @@ class Meta(Section):
     """Compile the encoder's blocks: faster steps, but the first takes half a minute or more."""
     shard: bool = False
     """Share weights, gradients and moments out over the processes: less memory, more traffic."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Seed of every random draw."""
     load_checkpoint: bool = False
     """Continue from a checkpoint."""

@@ -5,15 +5,23 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
-from msn.config.sections.base import Count, NonNegative, Positive, Probability, Section
+from msn.config.sections.base import (
+    EpochSpan,
+    Few,
+    GradientNorm,
+    Million,
+    NonNegative,
+    Probability,
+    Section,
+)
 
 
 class Optimization(Section):
     """AdamW and its schedules."""
 
-    epochs: Count = 800
+    epochs: Million = 800
     """Length of the run."""
-    warmup: NonNegative = 15.0
+    warmup: EpochSpan = 15.0
     """Epochs of linear warm-up from start_lr to lr."""
     start_lr: NonNegative = 0.0002
     """Learning rate at the first step."""
@@ -25,13 +33,13 @@ class Optimization(Section):
     """Weight decay at the first step."""
     final_weight_decay: NonNegative = 0.4
     """Weight decay at the end of the stretched cosine."""
-    clip_grad: Positive | None = 3.0
+    clip_grad: GradientNorm | None = 3.0
     """Largest gradient norm of the encoder; null does not clip."""
     ema: Annotated[tuple[Probability, Probability], Strict(False)] = (0.996, 1.0)
     """Momentum of the target at the first step and at the end of the stretched schedule."""
-    schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
+    schedule_stretch: Annotated[float, Field(ge=1, le=1000)] = 1.25
     """All schedules are laid out over this many times the run, and cut at its end."""
-    accumulate: Count = 1
+    accumulate: Few = 1
     """Micro-batches per step; Sinkhorn and the mean assignment see all of them."""
 
     def _problems(self) -> Iterator[tuple[str, str]]:

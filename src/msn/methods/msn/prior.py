@@ -1,7 +1,6 @@
 """The distribution that the mean assignment is drawn to."""
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from msn.config.load import PowerLaw
 from msn.methods.msn.losses import log_prior
 from msn.runtime.errors import UserError
+from msn.runtime.files import open_regular
 
 
 def read_log_prior(prior: str | PowerLaw, num_prototypes: int) -> Tensor:
@@ -22,7 +22,8 @@ def read_log_prior(prior: str | PowerLaw, num_prototypes: int) -> Tensor:
     if prior == "uniform":
         return log_prior(num_prototypes)
     try:
-        weights = [float(word) for word in Path(prior).read_text("utf-8").split()]
+        with open_regular(prior) as file:
+            weights = [float(word) for word in file.read().decode("utf-8").split()]
     except OSError as error:
         raise UserError(
             f"criterion.prior {prior}: cannot be read ({error.strerror}); give uniform, power_law"
