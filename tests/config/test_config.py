@@ -80,6 +80,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
     "data": {
         "source": "folder",
         "image_list": None,
+        "image_key": None,
         "download": False,
         "scratch": None,
         "max_bad": 0.1,

@@ -231,6 +231,7 @@ def open_images(data: Images, split: str) -> Source:
         split=split,
         channels=data.channels,
         image_list=data.image_list,
+        image_key=data.image_key,
         download=data.download,
     )
 

@@ -121,6 +121,7 @@ class Probe:
             split=split,
             channels=self.parts.source.channels,
             image_list=own.image_list or data.image_list,
+            image_key=data.image_key,
             download=data.download,
         )
 

@@ -1,4 +1,5 @@
 import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from tests.support.made import add, encoded, images, make_tar
 PNG = encoded(images(20)[0])
 
 
-def shards(root: Path, split: str = "train") -> Source:
-    return open_source(source="tar", root_path=str(root), image_folder="", split=split)
+def shards(root: Path, split: str = "train", image_key: str | None = None) -> Source:
+    place: dict[str, Any] = {"root_path": str(root), "image_folder": ""}
+    return open_source(source="tar", split=split, image_key=image_key, **place)
 
 
 def write(path: Path, members: dict[str, bytes], **attributes: Any) -> Path:
@@ -31,9 +33,9 @@ def names(source: Source) -> list[str]:
     return [source.read(i).name for i in range(len(source))]
 
 
-def refused(root: Path) -> str:
+def refused(root: Path, image_key: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        shards(root)
+        shards(root, image_key=image_key)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -67,30 +69,35 @@ def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
     assert source.labels() is None
 
 
-def test_labels_go_by_the_name_up_to_the_first_dot(tmp_path: Path) -> None:
-    members = {"x.y/1.left.png": PNG, "x.y/1.cls": b"7\n", "x.y/1.right.png": PNG}
-    write(tmp_path / "a.tar", members | {"1.png": PNG, "1.cls": b"3"})
-    labels = shards(tmp_path).labels()
-    assert labels is not None
-    assert labels.tolist() == [7, 7, 3]
-
-
-def test_labels_from_json(tmp_path: Path) -> None:
+def test_a_key_of_several_members_is_one_image(tmp_path: Path) -> None:
+    """Named by `data.image_key`, else the first of the usual ones; its mask is left alone."""
     members = {
-        **{"1.png": PNG, "1.json": b'{"label": 7, "caption": "a cat"}'},
-        **{"2.png": PNG, "2.json": b'{"cls": 3}'},
-        **{"3.png": PNG, "3.json": b'{"label": 1}', "3.cls": b"5"},
-    }
+        "x.y/1.seg.png": PNG, "x.y/1.cls": b"7\n", "x.y/1.jpg": PNG, "x.y/1.txt": b"text",
+        "1.png": PNG, "1.JPEG": PNG, "1.npy": b"features", "1.cls": b"3", "1.seg.png": PNG,
+    }  # fmt: skip
     write(tmp_path / "a.tar", members)
-    labels = shards(tmp_path).labels()
-    assert labels is not None
-    assert labels.tolist() == [7, 3, 5]
-    for content in (b'{"caption": "a cat"}', b"[1, 2]", b"{", b'{"label": null}', b"[" * 100_000):
-        write(tmp_path / "b/a.tar", {"1.png": PNG, "1.json": content})
-        assert shards(tmp_path / "b").labels() is None
-    for content in (b'{"label": "cat"}', b'{"label": 1.5}', b'{"label": true}'):
-        write(tmp_path / "c/a.tar", {"1.png": PNG, "1.json": content})
-        assert "1.json has the label" in refused(tmp_path / "c")
+    source = shards(tmp_path)
+    assert names(source) == ["a.tar/x.y/1.jpg", "a.tar/1.JPEG"]
+    assert source.labels().tolist() == [7, 3]  # type: ignore[union-attr]
+    masks = shards(tmp_path, image_key="seg.png")
+    assert names(masks) == ["a.tar/x.y/1.seg.png", "a.tar/1.seg.png"]
+    assert masks.labels().tolist() == [7, 3]  # type: ignore[union-attr]
+    assert len(shards(tmp_path)) == 2  # each has an index of its own
+
+
+def test_a_key_of_which_the_image_is_not_known_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {"1.jpg": PNG, "2.left.png": PNG, "2.right.png": PNG, "2.npy": b""})
+    message = refused(tmp_path)
+    assert "1 of 2 samples in the tar files have no image jpg, jpeg, png, webp, ..., but" in message
+    assert "the first 2.left.png; set data.image_key" in message
+    assert (
+        "1 of 2 samples in the tar files have no image left.png, but others, the first 1.jpg"
+        in (refused(tmp_path, image_key="left.png"))
+    )
+    write(tmp_path / "a.tar", {"1.jpg": PNG})
+    with tarfile.open(tmp_path / "a.tar", "a") as shard:
+        add(shard, "1.jpg", PNG)
+    assert "a.tar: holds 1.jpg twice; pack it again with one of them" in refused(tmp_path)
 
 
 def test_half_labelled_and_badly_labelled_are_refused(tmp_path: Path) -> None:
@@ -165,3 +172,92 @@ def test_index_follows_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names(shards(tmp_path)) == ["a.tar/2.png", "b.tar/3.png"]
     os.unlink(tmp_path / "a.tar")
     assert names(shards(tmp_path)) == ["b.tar/3.png"]
+
+
+# --- damage: nothing is lost without a word
+
+
+def eight(path: Path) -> bytearray:
+    return bytearray(write(path, {f"{i}.png": PNG for i in range(8)}).read_bytes())
+
+
+HELD = 512 + -(-len(PNG) // 512) * 512  # that a member takes, with its header
+DAMAGE: dict[str, Any] = {
+    "cut at a member": lambda whole: whole[: 4 * HELD],
+    "cut in a member": lambda whole: whole[: 4 * HELD - 700],
+    "cut in a header": lambda whole: whole[: 4 * HELD + 200],
+    "without its end": lambda whole: whole[: 8 * HELD],
+    "a wrong sum": lambda whole: whole[: 4 * HELD] + b"x" + whole[4 * HELD + 1 :],
+    "zeroed blocks": lambda whole: whole[: 4 * HELD] + bytes(HELD) + whole[5 * HELD :],
+    "a zeroed header": lambda whole: whole[: 4 * HELD] + bytes(512) + whole[4 * HELD + 512 :],
+    "more behind the end": lambda whole: whole + whole,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_shards_say_how_much_could_be_read(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(DAMAGE[damage](eight(path)))
+    message = refused(tmp_path)
+    assert message.startswith(f"{path}: cannot be read as an uncompressed tar file (")
+    readable = 8 if damage in ("without its end", "more behind the end") else 4
+    if damage == "cut in a member":
+        readable = 3
+    assert f"; samples before that: {readable}); fetch or pack it again" in message
+
+
+def outcome(root: Path) -> tuple[str, list[str]]:
+    """What is wrong, or else the names of the images."""
+    try:
+        return "", names(shards(root))
+    except (UserError, BadImage) as error:
+        return str(error), []
+
+
+def test_sizes_that_headers_claim_are_not_believed(tmp_path: Path) -> None:
+    keys = ("size", "GNU.sparse.size", "GNU.sparse.realsize", "GNU.sparse.map")
+    refusals = 0
+    for key in keys:
+        for claim in ("-5", "-1024", "9" * 30, "9" * 5000, str(2**62), "x", "1,2,3"):
+            with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as shard:
+                add(shard, "1.png", PNG)
+                headers = {key: claim}
+                if key == "GNU.sparse.realsize":
+                    headers |= {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+                add(shard, "2.png", PNG, pax_headers=headers)
+                add(shard, "3.png", PNG)
+            problem, found = outcome(tmp_path)
+            if problem:  # of the shard, or of the sparse member alone
+                assert re.search(r"a\.tar: cannot be read as|2\.png: a sparse member", problem)
+                refusals += "cannot be read as" in problem
+            else:
+                assert found == [f"a.tar/{i}.png" for i in (1, 2, 3)], (key, claim)
+    assert refusals >= 12
+    content = eight(tmp_path / "a.tar")
+    content[2 * HELD + 124 : 2 * HELD + 136] = b"\xff" * 11 + b"\x00"  # -256, of GNU's sizes
+    header = content[2 * HELD : 2 * HELD + 512]
+    header[148:156] = b" " * 8
+    content[2 * HELD + 148 : 2 * HELD + 156] = f"{sum(header):06o}\0 ".encode()
+    (tmp_path / "a.tar").write_bytes(content)
+    assert "samples before that: 2" in refused(tmp_path)
+
+
+def test_a_sparse_member_is_one_bad_image(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as shard:
+        add(shard, "1.png", PNG)
+        sparse = {"GNU.sparse.size": "4000", "GNU.sparse.map": f"0,{len(PNG)}"}
+        add(shard, "2.png", PNG, pax_headers=sparse)
+        add(shard, "3.png", PNG)
+    source = shards(tmp_path)
+    assert [source.name(i) for i in range(3)] == [f"a.tar/{i}.png" for i in (1, 2, 3)]
+    with pytest.raises(BadImage, match=r"2\.png: a sparse member; pack the shard without"):
+        source.read(1)
+    np.testing.assert_array_equal(source.read(2).image.pixels(), images(20)[0])
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").symlink_to(tmp_path / "nowhere")
+    assert "a.tar: cannot be read as an uncompressed tar file (" in refused(tmp_path)
+    (tmp_path / "a.tar").unlink()
+    os.mkfifo(tmp_path / "a.tar")
+    assert "a.tar: cannot be read as an uncompressed tar file (not a file;" in refused(tmp_path)

@@ -58,6 +58,9 @@ class Images(Section):
     """Folder below root_path."""
     image_list: NonEmpty | None = None
     """Text or CSV file of paths and labels for the list source; {split} becomes train or val."""
+    image_key: NonEmpty | None = None
+    """Image of a sample in tar shards, such as left.png, what follows the first dot of its name;
+    null takes the first of jpg, jpeg, png, webp, ... that it has."""
     download: bool = False
     """Let torchvision download CIFAR or STL-10 to root_path/image_folder when not there."""
     num_workers: Workers = 10

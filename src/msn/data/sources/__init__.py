@@ -23,6 +23,7 @@ def open_source(
     split: str,
     channels: int | None = None,
     image_list: str | None = None,
+    image_key: str | None = None,
     download: bool = False,
 ) -> Source:
     """Open one split of a data set.
@@ -35,6 +36,7 @@ def open_source(
         channels: 1 (grey) or 3 (RGB), or as many as the arrays in the files have; None keeps the
             source's own number, 3 for files.
         image_list: the file that the source "list" reads.
+        image_key: which member of a sample in tar shards is its image, such as "jpg" or "left.png".
         download: whether torchvision may download what is missing.
 
     Raises:
@@ -57,7 +59,7 @@ def open_source(
         case "folder":
             return Folder(split_folder(base, split), channels=channels or 3)
         case "tar":
-            return Shards(*find_shards(base, split), channels=channels or 3)
+            return Shards(*find_shards(base, split), channels=channels or 3, image_key=image_key)
         case "idx":
             return open_idx(base, split=split, channels=channels)
         case "cifar10" | "cifar100":

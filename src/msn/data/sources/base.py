@@ -22,6 +22,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".avif", ".jxl", ".jp2", ".j2k"),
     *(".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pfm", ARRAYS),
 )
+MAX_BYTES = 2**30  # of an image file: as many pixels as are read, in RGB of 32 bits
 SPLITS = ("train", "val")
 STATISTICS_BYTES = 2**26  # of images looked at for their mean: all of Fashion-MNIST
 STATISTICS_FILES = 1000  # likewise
@@ -207,9 +208,16 @@ def read_file(path: str) -> bytes:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadImage(path, "not a file")
+            refuse_large(path, os.fstat(file.fileno()).st_size)
             return file.read()
     except OSError as error:
         raise BadImage(path, error.strerror or repr(error)) from error
+
+
+def refuse_large(path: str, size: int) -> None:
+    """Raise BadImage for a file of more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        raise BadImage(path, f"{size / 2**30:.1f} GiB, limit {MAX_BYTES / 2**30:.0f}")
 
 
 def file_stamp(path: str) -> str:

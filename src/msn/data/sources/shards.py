@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import stat
 import tarfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,9 +15,18 @@ import numpy as np
 
 from msn.data.image import BadImage
 from msn.data.mapped import THREADS, Arrays, Watch, cached, pack, unpack
-from msn.data.sources.base import ARRAYS, EXTENSIONS, SPLITS, EncodedSource, file_stamp
+from msn.data.sources.base import (
+    ARRAYS,
+    EXTENSIONS,
+    SPLITS,
+    EncodedSource,
+    file_stamp,
+    refuse_large,
+)
+from msn.data.tar_file import members
 from msn.runtime.errors import UserError
 
+SPARSE = -1  # in place of a size: such a member lies in pieces
 MAX_LABEL_BYTES = 32
 MAX_JSON_BYTES = 2**20
 JSON_LABELS = ("label", "cls", "class", "target")
@@ -25,26 +36,30 @@ JSON_LABELS = ("label", "cls", "class", "target")
 class Shards(EncodedSource):
     """The images in tar files, in order of file and place, found once and remembered.
 
-    Each image member is a sample; its label is the whole number in the member of the same name up
-    to the first dot that ends in `.cls`, else that under `label` in the one that ends in `.json`
-    (or under another of `JSON_LABELS`). Members are read at their place in the shard: nothing is
-    unpacked, links and devices are passed over. Arrays (`.npy`) are images where there are no
-    others.
+    Members of one name up to the first dot are a sample. Its image is the member `image_key`, else
+    the first of `EXTENSIONS` that it has; others, such as masks, are left alone, and so are arrays
+    (`.npy`) where any sample has another image. Its label is the whole number in its member `.cls`,
+    else that under `label` in its member `.json` (or under another of `JSON_LABELS`). Members are
+    read at their place in the shard: nothing is unpacked, links and devices are passed over.
 
     Args:
         shards: the tar files, uncompressed.
+        image_key: which member of a sample is its image: what follows the first dot of its name.
 
     Raises:
         UserError: a shard cannot be read or has a member with a path that leads out of it, there is
-            no image, or only some of the images have labels.
+            no image, some samples have other images only, or only some of the images have labels.
     """
 
-    def __init__(self, folder: Path, shards: list[Path], *, channels: int = 3) -> None:
+    def __init__(
+        self, folder: Path, shards: list[Path], *, channels: int = 3, image_key: str | None = None
+    ) -> None:
         super().__init__(channels)
         self._folder = os.path.abspath(folder)
         names = [shard.name for shard in shards]
-        key = "\n".join(["tar", self._folder, *names])
-        self._index = cached(key, partial(_build_index, self._folder, names))
+        wanted = image_key.lower().lstrip(".") if image_key else ""
+        key = "\n".join(["tar", wanted, self._folder, *names])
+        self._index = cached(key, partial(_build_index, self._folder, names, wanted))
 
     def __len__(self) -> int:
         return len(self._index["sizes"])
@@ -68,6 +83,9 @@ class Shards(EncodedSource):
 
     def encoded(self, index: int) -> bytes:
         size, offset = int(self._index["sizes"][index]), int(self._index["offsets"][index])
+        if size == SPARSE:
+            raise BadImage(self.path(index), "a sparse member; pack the shard without --sparse")
+        refuse_large(self.path(index), size)
         try:
             with open(os.path.join(self._folder, self._shard(index)), "rb", buffering=0) as shard:
                 data = os.pread(shard.fileno(), size, offset)
@@ -108,6 +126,14 @@ def _has_word(text: str, word: str) -> bool:
     return word in re.split(r"[^a-zA-Z]+", text)
 
 
+class _Member(NamedTuple):
+    """Where a file lies in a shard."""
+
+    name: str
+    offset: int
+    size: int  # or SPARSE
+
+
 class _Contents(NamedTuple):
     """The images in one shard."""
 
@@ -115,24 +141,24 @@ class _Contents(NamedTuple):
     offsets: list[int]
     sizes: list[int]
     labels: list[int | None]
+    unchosen: list[str]  # images of samples that have not the one that is looked for
 
 
-def _build_index(folder: str, names: list[str], watch: Watch) -> Arrays:
+def _build_index(folder: str, names: list[str], image_key: str, watch: Watch) -> Arrays:
     """Arrays: `shards` and `shard_ends`, packed names; `firsts`, the first image in each;
     `members` and `member_ends`; `offsets` and `sizes` in bytes; `labels` (N,), or (0,) for none.
     """
 
     def contents_of(name: str) -> tuple[_Contents, _Contents]:
-        watch(os.path.join(folder, name))
-        return _read_shard(os.path.join(folder, name))
+        return _read_shard(os.path.join(folder, name), image_key, watch)
 
     with ThreadPoolExecutor(THREADS) as pool:
         images, arrays = zip(*pool.map(contents_of, names), strict=True)
-    kind = images if any(found.members for found in images) else arrays
+    has_images = image_key or any(found.members or found.unchosen for found in images)
+    kind = images if has_images else arrays
     contents = dict(zip(names, kind, strict=True))
+    _require_images(folder, image_key, kind)
     counts = np.array([len(found.members) for found in contents.values()], dtype=np.int64)
-    if not counts.sum():
-        raise UserError(f"{folder}: no images in the tar files ({names[0]}, ...)")
     shards, shard_ends = pack(os.fsencode(name) for name in names)
     members, member_ends = pack(
         os.fsencode(member) for found in contents.values() for member in found.members
@@ -156,35 +182,78 @@ def _build_index(folder: str, names: list[str], watch: Watch) -> Arrays:
     }
 
 
-def _read_shard(path: str) -> tuple[_Contents, _Contents]:
+def _require_images(folder: str, image_key: str, contents: Sequence[_Contents]) -> None:
+    """Refuse shards without images, or with samples of which it is not known which is theirs."""
+    images = sum(len(found.members) for found in contents)
+    unchosen = [name for found in contents for name in found.unchosen]
+    wanted = image_key or f"{', '.join(ending[1:] for ending in EXTENSIONS[:4])}, ..."
+    if unchosen:
+        raise UserError(
+            f"{folder}: {len(unchosen)} of {images + len(unchosen)} samples in the tar files have"
+            f" no image {wanted}, but others, the first {unchosen[0]}; set data.image_key to what"
+            " follows the first dot of the name of each image, or rename the members"
+        )
+    if not images:
+        raise UserError(f"{folder}: no images in the tar files (looked for {wanted})")
+
+
+def _read_shard(path: str, image_key: str, watch: Watch) -> tuple[_Contents, _Contents]:
     """The images in a shard, and the arrays."""
-    images, arrays = _Contents([], [], [], []), _Contents([], [], [], [])
+    samples: dict[str, dict[str, _Member]] = {}
     labels: dict[str, int] = {}
     noted: dict[str, int | None] = {}
     try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                shard.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-                _refuse_escape(path, member.name)
-                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
-                    continue
-                name = os.path.basename(member.name).lower()
-                if name.endswith(EXTENSIONS) and not name.startswith("."):
-                    kind = arrays if name.endswith(ARRAYS) else images
-                    kind.members.append(member.name)
-                    kind.offsets.append(member.offset_data)
-                    kind.sizes.append(member.size)
-                elif name.endswith(".cls"):
-                    labels[_key(member.name)] = _read_label(path, shard, member)
-                elif name.endswith(".json") and not name.startswith("."):
-                    noted[_key(member.name)] = _noted_label(path, shard, member)
+        if not stat.S_ISREG(watch(path).st_mode):
+            raise OSError("not a file")
+        for shard, member in members(path):
+            _refuse_escape(path, member.name)
+            name = os.path.basename(member.name).lower()
+            if not member.isreg() or name.startswith("."):
+                continue
+            key, ending = _key(member.name), name.partition(".")[2]
+            if name.endswith(EXTENSIONS) or ending == image_key:
+                size = SPARSE if member.issparse() else member.size
+                own = samples.setdefault(key, {})
+                if ending in own:
+                    raise UserError(
+                        f"{path}: holds {member.name} twice; pack it again with one of them"
+                    )
+                own[ending] = _Member(member.name, member.offset_data, size)
+            elif name.endswith(".cls"):
+                labels[key] = _read_label(path, shard, member)
+            elif name.endswith(".json"):
+                noted[key] = _noted_label(path, shard, member)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
-            f"{path}: cannot be read as an uncompressed tar file ({error}); fetch or pack it again"
+            f"{path}: cannot be read as an uncompressed tar file ({error}; samples before that:"
+            f" {len(samples)}); fetch or pack it again"
         ) from error
-    for kind in (images, arrays):
-        kind.labels.extend((noted | labels).get(_key(member)) for member in kind.members)
-    return images, arrays
+    known = noted | labels
+    images = [image_key] if image_key else [e[1:] for e in EXTENSIONS if e != ARRAYS]
+    return _chosen(samples, images, known), _chosen(samples, [ARRAYS[1:]], known)
+
+
+def _chosen(
+    samples: dict[str, dict[str, _Member]], endings: list[str], labels: Mapping[str, int | None]
+) -> _Contents:
+    """Of each sample the first member of one of the endings, in the order of their places."""
+    found, unchosen = [], []
+    of_arrays = endings[-1].endswith(ARRAYS[1:])
+    for key, own in samples.items():
+        ending = next((ending for ending in endings if ending in own), None)
+        if ending is not None:
+            found.append((own[ending], labels.get(key)))
+        else:
+            unchosen += [own[e].name for e in own if of_arrays or not e.endswith(ARRAYS[1:])][:1]
+    found.sort(key=lambda entry: entry[0].offset)
+    chosen = [member for member, _ in found]
+    return _Contents(
+        [member.name for member in chosen],
+        [member.offset for member in chosen],
+        [member.size for member in chosen],
+        [label for _, label in found],
+        unchosen,
+    )
 
 
 def _refuse_escape(path: str, member: str) -> None:
