@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from msn.evaluation.frozen import load_encoder
     from msn.interop.pretraining import MSNForPreTraining
 
+__version__ = "0.1.0"
 __all__ = ["MSNForPreTraining", "load_encoder"]
 
 _HOMES = {"MSNForPreTraining": "msn.interop.pretraining", "load_encoder": "msn.evaluation.frozen"}

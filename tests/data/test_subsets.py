@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -14,6 +15,7 @@ from msn.data.sources import Source, open_source
 from msn.data.subsets import Listed, fetch, official_lists, official_url, read_subset, write_subset
 from msn.runtime.errors import UserError
 from tests.support.imagenet import make_tree
+from tests.support.made import encoded, images
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,14 +61,51 @@ def test_lines_that_name_no_image(source: Source, tmp_path: Path, text: str, mes
 
 
 def test_lists_that_are_not_there(source: Source, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"1imgs_class\.txt: no such list.*python -m msn subsets fetch"
-    ):
-        read_subset(tmp_path / "imagenet_subsets1" / "1imgs_class.txt", source)
+    fetched = tmp_path / "imagenet_subsets" / "imagenet_subsets1" / "1imgs_class.txt"
+    for given in ("imagenet_subsets1/1imgs_class.txt", "imagenet_subsets/1imgs_class.txt"):
+        with pytest.raises(UserError) as caught:
+            read_subset(tmp_path / given, source)
+        assert str(caught.value) == (
+            f"{tmp_path / given}: no such list of images, nor is it at {fetched}; get it with:"
+            f" python -m msn subsets fetch --folder {tmp_path}/imagenet_subsets"
+        )
+    with pytest.raises(UserError, match=f"^{fetched}: no such list of images; get it with"):
+        read_subset(fetched, source)
     with pytest.raises(UserError, match=r"mine\.txt: no such list of images; check --subset-path"):
         read_subset(tmp_path / "mine.txt", source)
     with pytest.raises(UserError, match="cannot be read"):
         read_subset(tmp_path, source)
+
+
+def test_the_official_paths_find_the_lists_that_were_fetched(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2, 3):
+        fetched = tmp_path / f"imagenet_subsets/imagenet_subsets{number}/5imgs_class.txt"
+        write_subset(fetched, source, np.array([number]))
+    monkeypatch.chdir(tmp_path)
+    for given, index in {
+        "imagenet_subsets1/5imgs_class.txt": 1,
+        "imagenet_subsets2/5imgs_class.txt": 2,
+        "imagenet_subsets/5imgs_class.txt": 1,
+        "imagenet_subsets/imagenet_subsets2/5imgs_class.txt": 2,
+    }.items():
+        assert read_subset(Path(given), source).tolist() == [index]
+        assert read_subset(tmp_path / given, source).tolist() == [index]
+
+
+def test_a_list_of_windows_or_of_names_that_are_no_utf8(tmp_path: Path) -> None:
+    for name in (b"a\xff.png", "b\u0085.png".encode()):
+        path = os.path.join(os.fsencode(tmp_path), b"train", b"ant", name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(encoded(images(20)[0]))
+    source = open_source(source="folder", root_path=str(tmp_path), image_folder="", split="train")
+    write_subset(tmp_path / "list.txt", source, np.array([1, 0]))
+    assert read_subset(tmp_path / "list.txt", source).tolist() == [1, 0]
+    text = (tmp_path / "list.txt").read_bytes()
+    assert b"ant/a\xff.png\n" in text
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert read_subset(tmp_path / "list.txt", source).tolist() == [1, 0]
 
 
 def test_a_written_list_reads_back(source: Source, tmp_path: Path) -> None:
@@ -161,5 +200,5 @@ def test_a_list_that_is_missing_and_no_network(url: str, tmp_path: Path) -> None
 
 
 def test_the_manifest_is_valid_json() -> None:
-    text = (ROOT / "src" / "msn" / "imagenet_subsets.json").read_text()
+    text = (ROOT / "src" / "msn" / "data" / "imagenet_subsets.json").read_text()
     assert set(json.loads(text)) == {"repository", "commit", "files"}

@@ -53,7 +53,7 @@ def test_grey_images_and_no_focal_views() -> None:
         ({"--image": "missing.jpg"}, "--image missing.jpg: cannot be read"),
         ({"--image": str(RECIPE)}, "not an image; name another"),
         ({"--out": "views.txt"}, "--out views.txt: is written as PNG"),
-        ({"--epochs": "0"}, "--epochs 0: must be at least 1"),
+        ({"--epochs": "0"}, "--epochs 0: must be a whole number of at least 1"),
     ],
 )
 def test_wrong_requests(

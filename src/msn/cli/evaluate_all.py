@@ -2,44 +2,24 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msn.cli.weights import Bench, add_options, beside, open_bench
+from msn.cli.weights import Bench, beside, open_bench
 from msn.data.sources import Source
 from msn.evaluation.features import PIXELS, evenly_spaced, raw_pixels, views
 from msn.evaluation.frozen import frozen
 from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.evaluation.lowshot import LAMBDA
-from msn.runtime.errors import UserError
 from msn.runtime.files import replacing
 from msn.runtime.keyed import Stream, seed64
 from msn.visualize.report import Representation, Scores, available, score
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add_options(parser)
-    add = parser.add_argument
-    add("--images-per-class", type=int, nargs="+", default=[1, 2, 5], metavar="N")
-    add("--draws", type=int, default=20, help="of the labelled images (default 20)")
-    add("--seed", type=int, default=0, help="of the draws and the untrained encoder (default 0)")
-    add("--k", type=int, default=20, help="neighbours that vote (default 20)")
-    add("--max-images", type=int, metavar="N", help="of each split, evenly spaced (default all)")
-    add("--out", type=Path, metavar="FILE", help="Markdown (default beside the weights)")
-
-
 def run(options: argparse.Namespace) -> None:
     """Print the table and write it as Markdown."""
-    limits = (*options.images_per_class, options.draws, options.k, options.max_images or 1)
-    if min(limits) < 1 or options.seed < 0:
-        raise UserError(
-            "--images-per-class, --draws, --k and --max-images must be at least 1,"
-            " --seed at least 0"
-        )
     bench = open_bench(options)
     splits = bench.labelled()
     chosen = [evenly_spaced(len(source), options.max_images) for source in splits]

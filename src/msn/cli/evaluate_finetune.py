@@ -7,11 +7,6 @@ from msn.config.load import FinetuneConfig
 from msn.evaluation.finetune import finetune
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    experiment.add_options(parser)
-
-
 def run(options: argparse.Namespace) -> None:
     """Run the fine-tuning of the config and print its table."""
     experiment.run_and_print("evaluate finetune", options, FinetuneConfig, finetune)

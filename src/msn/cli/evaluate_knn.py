@@ -2,31 +2,13 @@
 
 import argparse
 
-from msn.cli.weights import add_options, add_taps, beside, open_bench, taps_of
+from msn.cli.weights import beside, open_bench, taps_of
 from msn.evaluation.knn import Setting, knn_sweep
-from msn.runtime.errors import UserError
 from msn.runtime.files import write_json
-
-VOTES = ("weighted", "plain")
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add_options(parser)
-    add_taps(parser)
-    parser.add_argument("--k", type=int, nargs="+", default=[10, 20], help="(default 10 20)")
-    parser.add_argument("--vote", nargs="+", choices=VOTES, default=VOTES, help="(default both)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.07, help="of the weighted vote (default 0.07)"
-    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Print a table, and write it as JSON beside the weights."""
-    if min(options.k) < 1:
-        raise UserError(f"--k {min(options.k)}: must be at least 1")
-    if not options.temperature > 0:
-        raise UserError(f"--temperature {options.temperature:g}: must be above 0")
     bench = open_bench(options)
     taps, device = taps_of(options), bench.encoder.devices[0]
     # Masked or not, the held-out images are seen whole.

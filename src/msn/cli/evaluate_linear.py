@@ -7,11 +7,6 @@ from msn.config.load import LinearConfig
 from msn.evaluation.linear import linear_evaluation
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    experiment.add_options(parser)
-
-
 def run(options: argparse.Namespace) -> None:
     """Run the linear evaluation of the config and print its table."""
     experiment.run_and_print("evaluate linear", options, LinearConfig, linear_evaluation)

@@ -5,12 +5,11 @@ The official command line works as it stands; there `--fname` is the file of wei
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from msn.cli.weights import Bench, add_mask, add_options, beside, open_bench
+from msn.cli.weights import Bench, beside, open_bench
 from msn.data.sources import Source
 from msn.data.subsets import read_subset
 from msn.evaluation.curve import (
@@ -24,56 +23,10 @@ from msn.evaluation.curve import (
     table,
 )
 from msn.evaluation.frozen import Taps
-from msn.evaluation.logistic import SOLVERS, check_settings, prepare
+from msn.evaluation.logistic import check_settings, prepare
 from msn.evaluation.lowshot import draw_subset
 from msn.runtime.errors import UserError
 from msn.runtime.files import write_json
-
-OFFICIAL_LAMBDA = 0.00025
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add_options(parser)
-    add_mask(parser)
-    add = parser.add_argument
-    add("--pretrained", type=Path, metavar="FOLDER", help="of the weights, --fname is their file")
-    add("--root-path", metavar="FOLDER", help="short for data.source=folder data.root_path=FOLDER")
-    add("--image-folder", metavar="FOLDER", help="short for data.image_folder=FOLDER")
-    add("--subset-path", type=Path, nargs="+", metavar="FILE", help="lists of labelled images")
-    add("--images-per-class", type=int, nargs="+", metavar="N", help="draw labelled images instead")
-    add("--draws", type=int, default=20, help="how often, of each number (default 20)")
-    add("--seed", type=int, default=0, help="of the draws (default 0)")
-    add(
-        "--lambd",
-        type=_strength,
-        nargs="+",
-        default=[OFFICIAL_LAMBDA],
-        metavar="VALUE",
-        help="strengths of the penalty, or auto: cross-validated on the labelled images"
-        " (default 0.00025 as official; 0.075 was published for 1 %% of ImageNet)",
-    )
-    add("--penalty", default="l2", help="l2 or l1 (default l2)")
-    add("--solver", choices=SOLVERS, default="cyanure", help="(default cyanure)")
-    add(
-        "--normalize",
-        type=_truth,
-        nargs="?",
-        const=True,
-        default=True,
-        metavar="BOOL",
-        help="scale each sample to unit length (default true)",
-    )
-    add(
-        "--preload",
-        type=_truth,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="BOOL",
-        help="keep features beside the weights, and find them there (short for --cache)",
-    )
-    add("--plot", type=Path, metavar="FILE", help="draw accuracy against labels, .png or .svg")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -123,7 +76,10 @@ def _official_words(options: argparse.Namespace) -> None:
             )
         options.weights, options.fname = options.pretrained / options.fname, None
     if options.root_path is not None:
-        options.overrides += ["data.source=folder", f"data.root_path={_quoted(options.root_path)}"]
+        options.overrides += [
+            "data.source=folder",
+            f"data.root_path={_quoted(str(options.root_path))}",
+        ]
     if options.image_folder is not None:
         # Official paths may begin with a slash; they are below the root all the same.
         options.overrides.append(f"data.image_folder={_quoted(options.image_folder.strip('/'))}")
@@ -141,8 +97,6 @@ def _label_sets(options: argparse.Namespace, train: Source) -> list[tuple[str, n
     labels = torch.from_numpy(np.asarray(train.labels(), dtype=np.int64))
     if not options.images_per_class:
         return [("all labels", np.arange(len(train)))]
-    if options.draws < 1 or min(options.images_per_class) < 1 or options.seed < 0:
-        raise UserError("--draws and --images-per-class must be at least 1, --seed at least 0")
     return [
         (
             f"{count} per class, draw {draw}",
@@ -169,18 +123,6 @@ def _say(outcome: Outcome) -> None:
         f" top-1 {outcome.accuracy.top1:.2f} %{top5}",
         flush=True,
     )
-
-
-def _strength(word: str) -> float | None:
-    return None if word == "auto" else float(word)
-
-
-def _truth(word: str) -> bool:
-    """`--normalize False` means false; to `bool` any text is true."""
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if word.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
-    return known[word.lower()]
 
 
 def _quoted(text: str) -> str:

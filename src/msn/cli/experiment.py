@@ -18,31 +18,6 @@ from msn.runtime.spawn import spawn
 File = TypeVar("File", bound=ConfigFile)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the config file, its overrides and the devices."""
-    parser.add_argument("--fname", required=True, metavar="CONFIG", help="YAML config file")
-    parser.add_argument(
-        "--devices",
-        nargs="+",
-        default=["auto"],
-        metavar="DEVICE",
-        help="cpu, cuda:0, ...; several start a process each; auto takes a GPU if there is one",
-    )
-    parser.add_argument(
-        "--start-timeout",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long the processes wait for each other at the start",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="values that replace those of the config file",
-    )
-
-
 def read(options: argparse.Namespace, kind: type[File]) -> tuple[File, list[torch.device], World]:
     """The config, the devices to run it on, and the processes that the environment tells of.
 
@@ -73,7 +48,7 @@ def run(
     config, devices, world = read(options, kind)
     if len(devices) > 1:
         timeout = f"--start-timeout={options.start_timeout}"
-        words = [*command.split(), "--fname", options.fname, timeout, *_overrides(options)]
+        words = [*command.split(), "--fname", str(options.fname), timeout, *_overrides(options)]
         sys.exit(spawn(words, _device_names(options)))
     if world.rank == 0:
         for notice in config.notices():

@@ -1,59 +1,14 @@
 """`msn export`: weights for other software, or the whole state of a run to be released."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from msn.interop import anything, huggingface, official, release, timm_vit
 from msn.interop.classifiers import with_linear_head
-from msn.interop.graph import OPSETS, TAPS, Graph, write_onnx, write_torch
+from msn.interop.graph import Graph, write_onnx, write_torch
 from msn.interop.weights import Weights
 from msn.runtime.errors import UserError
-
-FORMATS = ("official", "huggingface", "timm", "onnx", "torch", "release")
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    parser.add_argument(
-        "weights",
-        type=Path,
-        metavar="WEIGHTS",
-        help="checkpoint, released file, or folder for transformers or timm",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to write")
-    parser.add_argument(
-        "--to",
-        required=True,
-        choices=FORMATS,
-        help="official: a file like the released ones; huggingface, timm: a folder; onnx, torch: a"
-        " graph (torch.export); release: a folder with all that it takes to go on training",
-    )
-    parser.add_argument(
-        "--encoder", choices=("target", "anchor"), default="target", help="which of the two"
-    )
-    parser.add_argument(
-        "--num-heads", type=int, metavar="N", help="attention heads, where the file does not tell"
-    )
-    parser.add_argument(
-        "--head",
-        type=Path,
-        metavar="FILE",
-        help="checkpoint of a linear evaluation of these weights: its best classifier goes along",
-    )
-    graphs = parser.add_argument_group("for onnx and torch")
-    graphs.add_argument("--tap", choices=TAPS, default="cls", help="what the graph gives")
-    graphs.add_argument(
-        "--normalise",
-        action="store_true",
-        help="take images in the scale 0 to 1 and normalise them in the graph",
-    )
-    graphs.add_argument(
-        "--image-size", type=int, nargs="+", metavar="PX", help="side, or height and width"
-    )
-    known = f"{OPSETS.start} to {OPSETS.stop - 1}"
-    graphs.add_argument("--opset", type=int, default=18, metavar="N", help=f"of ONNX, {known}")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,26 +1,10 @@
 """`msn features`: features of a frozen encoder for other programs."""
 
 import argparse
-from pathlib import Path
 
-from msn.cli.weights import add_options, add_taps, open_bench, taps_of
-from msn.data.sources.base import SPLITS
+from msn.cli.weights import open_bench, taps_of
 from msn.evaluation.features import check_name, write
 from msn.runtime.errors import UserError
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add_options(parser)
-    add_taps(parser)
-    parser.add_argument("--split", choices=SPLITS, default="val", help="(default val)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".safetensors or .npz; beside it a folder FILE.cache holds what is done until the end",
-    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -15,37 +15,6 @@ ZOO = "official:"
 WRITERS = {"official": official.write, "huggingface": huggingface.write, "timm": timm_vit.write}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="checkpoint file; folder for transformers or timm; release; file of a timm ViT;"
-        f" or official:NAME of {', '.join(zoo.MODELS)}",
-    )
-    parser.add_argument("out", nargs="?", type=Path, metavar="OUT", help="file or folder to write")
-    parser.add_argument(
-        "--as",
-        dest="format",
-        choices=(*WRITERS, "run"),
-        help="official: a checkpoint for meta.init_from and evaluation; huggingface, timm: a"
-        " folder; run: a release as the folder of a run, to go on with",
-    )
-    parser.add_argument("--model-name", metavar="NAME", help="refuse weights of another model")
-    parser.add_argument(
-        "--num-heads", type=int, metavar="N", help="attention heads, where the file does not tell"
-    )
-    released = parser.add_argument_group("for official:NAME")
-    released.add_argument(
-        "--from",
-        dest="given",
-        type=Path,
-        metavar="FILE",
-        help="a copy of the released file, where there is no network",
-    )
-    released.add_argument("--sha256", metavar="HEX", help="refuse a file with another hash")
-
-
 def run(options: argparse.Namespace) -> None:
     """Read weights, say what they are, and write them where asked to."""
     if (options.out is None) != (options.format is None):

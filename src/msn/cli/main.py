@@ -1,68 +1,88 @@
 """The command line: `msn COMMAND ...`, `python -m msn COMMAND ...` and the scripts at the top."""
 
 import argparse
+import difflib
 import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+from msn import __version__
+from msn.cli.arguments import Parser
+from msn.cli.options import encoders, files, runs
+from msn.cli.terminal import prepare_streams
 from msn.runtime.errors import Interrupted, UserError
 
-COMMANDS = {
-    "pretrain": "pre-train a Vision Transformer with Masked Siamese Networks",
-    "views": "draw the views that a config makes of an image",
-    "export": "write weights for other software, or release a whole run",
-    "import": "read weights from elsewhere, or download the released ones",
-    "submit": "the same as a SLURM job, queued again until it is done",
-    "evaluate linear": "train linear classifiers on frozen features, with all labels",
-    "evaluate finetune": "train encoder and classifier together, with labels",
-    "features": "write the features of a frozen encoder to a file",
-    "evaluate all": "k-NN, few labels and all, trained and untrained, in one table",
-    "evaluate logistic": "logistic regression on frozen features with few labels or all",
-    "evaluate knn": "nearest neighbours on frozen features",
-    "subsets draw": "write lists of a few labelled images of each class",
-    "subsets fetch": "get the official lists of labelled ImageNet images",
-}
-"""Name, of one or two words, and purpose; the command is the module of that name in
-`msn.cli`, with underscores."""
 
+class Command(NamedTuple):
+    """What a command is for, and its options. The work is in the module of its name in `msn.cli`,
+    with underscores: only the one that runs is imported, with the libraries that it needs."""
+
+    purpose: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "pre-train a Vision Transformer with Masked Siamese Networks", runs.add_pretrain
+    ),
+    "views": Command("draw the views that a config makes of an image", files.add_views),
+    "export": Command("write weights for other software, or release a whole run", files.add_export),
+    "import": Command(
+        "read weights from elsewhere, or download the released ones", files.add_import
+    ),
+    "submit": Command(
+        "run a config as a SLURM job, queued again until it is done", runs.add_submit
+    ),
+    "features": Command("write the features of a frozen encoder to a file", encoders.add_features),
+    "evaluate all": Command(
+        "compare raw pixels, untrained and trained encoder in one table", encoders.add_all
+    ),
+    "evaluate knn": Command("let nearest neighbors vote on frozen features", encoders.add_knn),
+    "evaluate logistic": Command(
+        "fit a logistic regression on frozen features with few labels or all",
+        encoders.add_logistic,
+    ),
+    "evaluate linear": Command(
+        "train linear classifiers on frozen features, with all labels", runs.add_experiment
+    ),
+    "evaluate finetune": Command(
+        "train encoder and classifier together, with labels", runs.add_experiment
+    ),
+    "subsets draw": Command("write lists of a few labeled images of each class", files.add_draw),
+    "subsets fetch": Command("get the official lists of labeled ImageNet images", files.add_fetch),
+}
+"""By name, of one or two words."""
+
+HELP = ("-h", "--help", "help")
 OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 """How `section.key=value` begins."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
+    prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # "evaluate knn" before "evaluate", if there were both
-    length = next((n for n in (2, 1) if " ".join(words[:n]) in COMMANDS), 0)
-    if not length:
-        groups = {command.split()[0] for command in COMMANDS if " " in command}
-        return _choose([" ".join(words[:2])] if groups & set(words[:1]) else words)
-    name = " ".join(words[:length])
-    # Only the command that runs is imported, with the libraries that it needs.
-    module = name.replace(" ", "_").replace("-", "_")
-    command = importlib.import_module(f"msn.cli.{module}")
-    parser = argparse.ArgumentParser(prog=f"msn {name}", description=COMMANDS[name])
-    command.configure(parser)
-    # Overrides first: an option that takes several values would take those behind it too.
-    rest = sorted(words[length:], key=lambda word: not OVERRIDE.match(word))
-    options = parser.parse_intermixed_args(rest)
-    code = _outcome(command.run, options)
-    if code:
-        from msn.runtime.distributed import leave  # torch comes along, which help can do without
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    code = _outcome(words)
+    if code and "torch" in sys.modules:
+        from msn.runtime.distributed import leave
 
         leave(code)
     return code
 
 
-def _outcome(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+def _outcome(words: list[str]) -> int:
     """Run a command and say what went wrong, if anything did; the exit code."""
     try:
-        run(options)
+        _run(words)
     except UserError as error:
-        from msn.runtime.distributed import report
+        if "torch" in sys.modules:
+            from msn.runtime.distributed import report
 
-        report(error)
+            report(error)
         prefix = "" if isinstance(error, Interrupted) else "error: "
         print(f"{prefix}{error}", file=sys.stderr)
         return error.exit_code
@@ -72,15 +92,60 @@ def _outcome(run: Callable[[argparse.Namespace], None], options: argparse.Namesp
     return 0
 
 
-def _choose(words: Sequence[str]) -> int:
-    """Say which commands there are, or refuse one that there is not."""
-    width = max(map(len, COMMANDS))
-    parser = argparse.ArgumentParser(
-        prog="msn",
-        description="Masked Siamese Networks: pre-training and evaluation of ViTs.",
-        epilog="\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _run(words: list[str]) -> None:
+    # "evaluate knn" before "evaluate", if there were both
+    length = next((n for n in (2, 1) if " ".join(words[:n]) in COMMANDS), 0)
+    if not length:
+        print(_overview(words))
+        return
+    name = " ".join(words[:length])
+    purpose = COMMANDS[name].purpose
+    parser = Parser(prog=f"msn {name}", description=f"{purpose[0].upper()}{purpose[1:]}.")
+    COMMANDS[name].add_options(parser)
+    # Overrides first: an option that takes several values would take those behind it too.
+    rest = sorted(words[length:], key=lambda word: not OVERRIDE.match(word))
+    options = parser.parse_intermixed_args(rest)
+    module = name.replace(" ", "_").replace("-", "_")
+    importlib.import_module(f"msn.cli.{module}").run(options)
+
+
+def _overview(words: list[str]) -> str:
+    """Which commands there are, or the version.
+
+    Raises:
+        UserError: something else is asked for.
+    """
+    asked = [word for word in words if word not in HELP]
+    if asked == ["--version"]:
+        return f"msn {__version__}"
+    shown = [name for name in COMMANDS if not asked or name.startswith(f"{' '.join(asked)} ")]
+    if not shown:
+        raise UserError(f"'{' '.join(asked[:2])}': no such command; {_meant(asked)}")
+    width = max(map(len, shown))
+    return "\n".join(
+        (
+            f"usage: msn {' '.join([*asked, 'COMMAND'])} ...",
+            "",
+            "Masked Siamese Networks: pre-training and evaluation of Vision Transformers.",
+            "",
+            *(f"  {name.ljust(width)}  {COMMANDS[name].purpose}" for name in shown),
+            "",
+            "msn COMMAND --help tells the options of a command, msn --version the version.",
+        )
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    parser.parse_args(words)
-    return 0
+
+
+def _meant(asked: list[str]) -> str:
+    """The command of that name in a group, or the one that is nearest, or all."""
+    group = [name for name in COMMANDS if name.split()[0] == asked[0]]
+    tried = " ".join(asked[:2])
+    near = (
+        [name for name in COMMANDS if asked[0] in name.split()]
+        or difflib.get_close_matches(tried, COMMANDS, 1)
+        or difflib.get_close_matches(asked[0], COMMANDS, 1)
+    )
+    if group:
+        return f"there are: {', '.join(group)}"
+    if near:
+        return f"did you mean '{near[0]}'? msn help lists all"
+    return f"there are: {', '.join(COMMANDS)}"

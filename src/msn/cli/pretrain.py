@@ -11,27 +11,8 @@ from msn.train.pretrain import pretrain
 from msn.train.profiling import profile_steps
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    experiment.add_options(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what the run would do, and do nothing"
-    )
-    parser.add_argument(
-        "--profile",
-        type=int,
-        metavar="STEPS",
-        help="do so many steps, print where their time went, write a trace; train nothing",
-    )
-    parser.add_argument(
-        "--linear-eval", action="store_true", help="the same as the command evaluate linear"
-    )
-
-
 def run(options: argparse.Namespace) -> None:
     """Run the experiment of the config."""
-    if options.profile is not None and options.profile < 1:
-        raise UserError(f"--profile {options.profile}: give 1 step or more")
     if options.linear_eval:
         if options.dry_run or options.profile:
             asked = "--dry-run plans" if options.dry_run else "--profile times"

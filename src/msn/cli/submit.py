@@ -1,7 +1,6 @@
 """`msn submit`, also `main_distributed.py`: the same config and the same run, as a SLURM job."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from msn.config.load import Config, FinetuneConfig, LinearConfig, load
@@ -10,36 +9,6 @@ from msn.evaluation.linear import linear_evaluation
 from msn.runtime.errors import RunError
 from msn.runtime.launch import Job, Resources, submit
 from msn.train.pretrain import pretrain
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command; the first ones are those of the official launcher."""
-    add = parser.add_argument
-    add("--fname", required=True, metavar="CONFIG", help="YAML config file")
-    add("--folder", required=True, type=Path, help="where the job's output goes; shared by nodes")
-    add("--partition", default="", help="of the cluster")
-    add("--nodes", type=int, default=1, help="number of machines")
-    add("--tasks-per-node", type=int, default=1, help="processes on each; one for each GPU")
-    add("--time", type=int, default=4320, metavar="MINUTES", help="before it is queued again")
-    works = parser.add_mutually_exclusive_group()
-    works.add_argument(
-        "--linear-eval", action="store_true", help="a linear evaluation; no pre-training"
-    )
-    works.add_argument("--finetune", action="store_true", help="a fine-tuning; no pre-training")
-    add("--account", help="to charge")
-    add("--qos", help="quality of service")
-    add("--constraint", help="features that the nodes must have")
-    add("--memory", type=float, metavar="GB", help="of a node; the cluster's default if absent")
-    add("--cpus-per-task", type=int, help="an equal share of the node's if absent")
-    add("--gpus-per-node", type=int, help="one for each task if the nodes have any")
-    add("--signal-delay", type=int, default=120, metavar="SECONDS", help="to save before the end")
-    add("--local", action="store_true", help="try it on this machine, without SLURM, and wait")
-    add(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="values that replace those of the config file",
-    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,7 +1,6 @@
 """`msn subsets draw`: lists of labelled images in the official format."""
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,27 +12,8 @@ from msn.runtime.errors import UserError
 from msn.train.build import open_images
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add = parser.add_argument
-    add("--fname", metavar="CONFIG", help="config file whose data section names the images")
-    add("--images-per-class", type=int, nargs="+", default=[1, 2, 5], metavar="N")
-    add("--draws", type=int, default=3, help="of each number (default 3)")
-    add("--seed", type=int, default=0, help="of the draws (default 0)")
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="gets FOLDER/subsets1/1imgs_class.txt",
-    )
-    add("overrides", nargs="*", metavar="data.key=value", help="which images: data.root_path=...")
-
-
 def run(options: argparse.Namespace) -> None:
     """Draw from the train split; the images of a shorter list are among those of a longer one."""
-    if options.draws < 1 or min(options.images_per_class) < 1 or options.seed < 0:
-        raise UserError("--draws and --images-per-class must be at least 1, --seed at least 0")
     source = open_images(load_images(options.fname, options.overrides, {}), "train")
     found = source.labels()
     if found is None:

@@ -1,7 +1,6 @@
 """`msn views`: a picture of the views that a config makes of an image."""
 
 import argparse
-from pathlib import Path
 
 import PIL.Image
 
@@ -12,36 +11,20 @@ from msn.runtime.files import replacing
 from msn.visualize.contact_sheet import contact_sheet
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    parser.add_argument("--fname", required=True, metavar="CONFIG", help="YAML config file")
-    parser.add_argument("--image", required=True, metavar="FILE", help="the image to make views of")
-    parser.add_argument("--out", required=True, metavar="PNG", help="where the picture goes")
-    parser.add_argument("--epochs", type=int, default=4, help="rows of views (default 4)")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="values that replace those of the config file",
-    )
-
-
 def run(options: argparse.Namespace) -> None:
     """Draw the views of one image; the data set of the config is not touched."""
     config = load_config(options.fname, options.overrides)
-    out = Path(options.out)
+    out = options.out
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: is written as PNG; give a name that ends in .png")
-    if options.epochs < 1:
-        raise UserError(f"--epochs {options.epochs}: must be at least 1")
     try:
-        data = Path(options.image).read_bytes()
+        data = options.image.read_bytes()
     except OSError as error:
         raise UserError(
             f"--image {options.image}: cannot be read ({error.strerror}); name an image file"
         ) from None
     try:
-        image = open_image(data, config.data.channels or 3, options.image)
+        image = open_image(data, config.data.channels or 3, str(options.image))
         sheet = contact_sheet(config, image, epochs=options.epochs)
     except BadImage as bad:
         raise UserError(f"--image {bad}; name another image") from None

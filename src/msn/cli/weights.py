@@ -12,8 +12,7 @@ from msn.data.loader import worker_count
 from msn.data.sources import Source
 from msn.evaluation.features import Features, extract
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
-from msn.interop.pretrained import KEYS, Pretrained, read_pretrained
-from msn.models.encoder import ENCODERS
+from msn.interop.pretrained import Pretrained, read_pretrained
 from msn.runtime.devices import choose_device
 from msn.runtime.errors import UserError
 from msn.train.build import open_images, use_bf16
@@ -73,66 +72,6 @@ class Bench(NamedTuple):
         )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the weights, where they compute, and the overrides of the images."""
-    parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint of msn or of the official code"
-    )
-    parser.add_argument(
-        "--fname",
-        metavar="CONFIG",
-        help="config file whose data section names the images; left out, that of the training",
-    )
-    parser.add_argument(
-        "--encoder", choices=KEYS, default="target", help="which of the two (default target)"
-    )
-    parser.add_argument(
-        "--model-name",
-        metavar="NAME",
-        help=f"refuse weights of another model: {', '.join(ENCODERS)}",
-    )
-    parser.add_argument(
-        "--devices",
-        "--device",
-        nargs="+",
-        default=["auto"],
-        metavar="DEVICE",
-        help="cpu, cuda:0 cuda:1, ...; batches are split; auto takes the first GPU if there is one",
-    )
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="(default fp32)"
-    )
-    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the views")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default 256)")
-    parser.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="keep features here and find them again"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="data.key=value", help="which images: data.root_path=..."
-    )
-
-
-def add_taps(parser: argparse.ArgumentParser) -> None:
-    """Add which features are taken."""
-    parser.add_argument(
-        "--blocks", type=int, default=1, metavar="K", help="class tokens of the last K"
-    )
-    parser.add_argument("--norm", action="store_true", help="after the final norm, not before")
-    parser.add_argument("--patch-average", action="store_true", help="add the mean patch token")
-    add_mask(parser)
-
-
-def add_mask(parser: argparse.ArgumentParser) -> None:
-    """Add the share of patches that is dropped."""
-    parser.add_argument(
-        "--mask",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of patches to drop (default 0)",
-    )
-
-
 def taps_of(options: argparse.Namespace) -> Taps:
     """The features that are asked for."""
     return Taps(options.blocks, options.norm, options.patch_average, options.mask)
@@ -146,10 +85,6 @@ def open_bench(options: argparse.Namespace) -> Bench:
     """
     if not options.weights:
         raise UserError("--weights is missing; give a checkpoint of msn or of the official code")
-    for name in ("batch_size", "image_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     devices = [choose_device(name) for name in options.devices]
     pretrained = read_pretrained(
         options.weights, encoder=options.encoder, model_name=options.model_name

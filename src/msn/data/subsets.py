@@ -79,6 +79,37 @@ def read_subset(path: Path, source: Source) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
+def find_list(path: Path) -> Path:
+    """Where a list lies: at its path or, of an official one, where `subsets fetch` puts it.
+
+    The official command lines have `imagenet_subsets1/5imgs_class.txt`, or, in other versions,
+    `imagenet_subsets/5imgs_class.txt`, which is the first of the three of that size.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    if path.exists():
+        return path
+    lists = [entry.name for entry in official_lists()]
+    if path.parent.name == FOLDER:
+        folder = path.parent
+        name = next((name for name in lists if name.endswith(f"/{path.name}")), "")
+    else:
+        above, name = path.parent.parent, "/".join(path.parts[-2:])
+        folder = above if above.name == FOLDER else above / FOLDER
+    fetched = folder / name
+    if name not in lists:
+        raise UserError(f"{path.absolute()}: no such list of images; check --subset-path")
+    if not fetched.exists():
+        there = "" if fetched == path else f", nor is it at {fetched.absolute()}"
+        where = "" if folder == Path(FOLDER) else f" --folder {folder}"
+        raise UserError(
+            f"{path.absolute()}: no such list of images{there};"
+            f" get it with: python -m msn subsets fetch{where}"
+        )
+    return fetched
+
+
 def write_subset(path: Path, source: Source, indices: np.ndarray) -> None:
     """Write a list that `read_subset` reads back, with bare file names where they tell the class.
 
@@ -93,7 +124,8 @@ def write_subset(path: Path, source: Source, indices: np.ndarray) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        text = "".join(f"{name}\n" for name in names)
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def official_lists() -> list[Listed]:
@@ -129,15 +161,17 @@ def fetch(folder: Path, url: str) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    path = find_list(path)
     try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        listed = "/".join(path.parts[-2:]) in {entry.name for entry in official_lists()}
-        remedy = "get it with: python -m msn subsets fetch" if listed else "check --subset-path"
-        raise UserError(f"{path}: no such list of images; {remedy}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of file names ({error})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
+        # A byte that is no UTF-8 may be in the name of a file.
+        text = path.read_text("utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read as a list of file names ({error.strerror}); check it"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{path}: is no text; give a file with a file name on each line")
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line.strip()
 

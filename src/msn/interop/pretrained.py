@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from msn.config.sections.meta import official_name
 from msn.models.encoder import (
     CONV_STEM_STRIDE,
     ENCODERS,
@@ -177,8 +178,9 @@ def require_model(size: EncoderSize, name: str, path: Path) -> None:
     Raises:
         UserError: there is no such model, or the weights are of another one.
     """
+    given, name = name, official_name(name)
     if name not in ENCODERS:
-        raise UserError(f"--model-name {name}: not a model; known are {', '.join(ENCODERS)}")
+        raise UserError(f"--model-name {given}: not a model; known are {', '.join(ENCODERS)}")
     if ENCODERS[name] == size:
         return
     patch = f"patch {size.patch_size}" if size.patch_size else "a convolutional stem"
@@ -186,6 +188,6 @@ def require_model(size: EncoderSize, name: str, path: Path) -> None:
     actual = " or ".join(official_names(size))
     remedy = f"give --model-name {actual}" if actual else "leave --model-name out"
     raise UserError(
-        f"{path}: the weights are of {actual or 'another model'} ({shapes}), not of {name};"
+        f"{path}: the weights are of {actual or 'another model'} ({shapes}), not of {given};"
         f" {remedy}, or other weights"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from msn.config.sections.base import BelowOne, Few, NonEmpty, Section, Seed, Side, Width
 
@@ -23,10 +23,16 @@ CONV_STEMS = frozenset({"vitc_4gf", "deit_small_convstem"})
 
 MOST_WEIGHTS = 10**11  # a few times the largest Vision Transformer there is
 
+def official_name(name: Any) -> Any:
+    """Give the official name of a model that is called `vit_small` and the like elsewhere."""
+    alias = f"deit_{name.removeprefix('vit_')}" if isinstance(name, str) else ""
+    return alias if alias in PATCH_SIZES and name.startswith("vit_") else name
+
+
 if TYPE_CHECKING:
     ModelName = str
 else:
-    ModelName = Literal[MODEL_NAMES]
+    ModelName = Annotated[Literal[MODEL_NAMES], BeforeValidator(official_name)]
 
 
 class EncoderSize(Section):

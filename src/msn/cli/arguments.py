@@ -1,0 +1,90 @@
+"""What the options of all commands share: the parser, its help, and the types of values."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from msn.runtime.errors import UserError
+
+Number = TypeVar("Number", int, float)
+
+
+class Help(argparse.HelpFormatter):
+    """Shows the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        values = default if isinstance(default, (list, tuple)) else [default]
+        if action.nargs == 0 or values in ([], [None], [""], [argparse.SUPPRESS]):
+            return text
+        shown = " ".join(
+            str(value).lower() if isinstance(value, bool) else str(value) for value in values
+        )
+        return f"{text} (default: {shown})"
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses wrong words in one line, without half a page of usage before it."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=Help)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line.
+
+        Raises:
+            UserError: always.
+        """
+        name, colon, reason = message.removeprefix("argument ").partition(": ")
+        if ": must be " in reason:  # of the types below: "--k: 0: must be ..."
+            colon = " "
+        raise UserError(f"{name}{colon}{reason}; {self.prog} --help has all options")
+
+
+def path(text: str) -> Path:
+    """A path, `~` expanded, also where the shell does not: in `--out=~/x`."""
+    if not text:
+        raise argparse.ArgumentTypeError("'': must be a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be in the home folder of a user that there is"
+        ) from None
+
+
+def truth(text: str) -> bool:
+    """`--normalize False` means false; to `bool` any text is true."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text}: must be true or false")
+    return known[text.lower()]
+
+
+def _number(
+    kind: Callable[[str], Number], rule: str, fits: Callable[[Number], bool]
+) -> Callable[[str], Number]:
+    def convert(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value) or "_" in text:
+            raise argparse.ArgumentTypeError(f"{text}: must be {rule}")
+        return value
+
+    return convert
+
+
+whole = _number(int, "a whole number of at least 0", lambda value: 0 <= value < 2**63)
+count = _number(int, "a whole number of at least 1", lambda value: 1 <= value < 2**31)
+positive = _number(float, "a finite number above 0", lambda value: 0 < value < math.inf)
+share = _number(float, "a share of at least 0 and below 1", lambda value: 0 <= value < 1)
+_strength = _number(float, "a finite number above 0, or auto", lambda value: 0 < value < math.inf)
+
+
+def strength(text: str) -> float | None:
+    """Of a penalty; None is `auto`."""
+    return None if text == "auto" else _strength(text)
