@@ -226,6 +226,7 @@ class TestModels:
         for name, patch in PATCH_SIZES.items():
             assert patch == (int(name.split("_p")[1]) if "_p" in name else 16)
             assert built("meta", model_name=name).meta.patch_size == patch
+        assert built("meta", model_name="vit_base_p8").meta.model_name == "deit_base_p8"
 
     def test_patch_size_of_a_sized_encoder(self) -> None:
         size = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 4}

@@ -23,6 +23,7 @@ CONV_STEMS = frozenset({"vitc_4gf", "deit_small_convstem"})
 
 MOST_WEIGHTS = 10**11  # a few times the largest Vision Transformer there is
 
+
 def official_name(name: Any) -> Any:
     """Give the official name of a model that is called `vit_small` and the like elsewhere."""
     alias = f"deit_{name.removeprefix('vit_')}" if isinstance(name, str) else ""
