@@ -1,5 +1,6 @@
 """What the command line says before a command works, and where it says it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_each_command_tells_its_options(capsys: pytest.CaptureFixture[str]) -> N
                 cli.main(words.split())
             assert exit_.value.code == 0
             assert f"usage: msn {name}" in capsys.readouterr().out
-        cli.importlib.import_module(f"msn.cli.{name.replace(' ', '_')}").run  # noqa: B018
+        importlib.import_module(f"msn.cli.{name.replace(' ', '_')}").run  # noqa: B018
 
 
 def test_every_option_is_told_in_a_phrase_with_its_default() -> None:

@@ -12,11 +12,11 @@ PLAIN = {"±": "+/-"}
 class _Forgiving(io.FileIO):
     """A stream whose reader may go away, as `head` does: the work goes on without it."""
 
-    def write(self, data: object) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)
         except BrokenPipeError:
-            return memoryview(data).nbytes  # type: ignore[arg-type]
+            return memoryview(data).nbytes
 
 
 def prepare_streams() -> None:

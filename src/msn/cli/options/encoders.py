@@ -1,6 +1,7 @@
 """Options of the commands on frozen encoders."""
 
 import argparse
+from typing import Any
 
 from msn.cli.arguments import count, path, positive, share, strength, truth, whole
 
@@ -112,7 +113,7 @@ def add_logistic(parser: argparse.ArgumentParser) -> None:
     )
     add("--penalty", default="l2", help="kind of the penalty: l2 or l1")
     add("--solver", choices=SOLVERS, default="cyanure", help="library that fits the regression")
-    switch = {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
+    switch: dict[str, Any] = {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
     add("--normalize", **switch, default=True, help="scale each sample to unit length")
     add(
         "--preload",
