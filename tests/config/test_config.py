@@ -1,18 +1,30 @@
+import contextlib
 import json
 import math
 import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from msn.config.load import CONV_STEMS, MODEL_NAMES, PATCH_SIZES, Config, PowerLaw, load_config
+from msn.config.load import (
+    CONV_STEMS,
+    MODEL_NAMES,
+    PATCH_SIZES,
+    Config,
+    FinetuneConfig,
+    LinearConfig,
+    PowerLaw,
+    Probe,
+    load_config,
+)
+from msn.config.sections.base import Section
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -218,6 +230,37 @@ class TestDefaults:
         with pytest.raises(ValidationError, match="frozen"):
             config.data.flip = 0.1
         assert pickle.loads(pickle.dumps(config)) == config
+
+
+class TestPaths:
+    def test_all_keys_that_name_files_expand_the_home_folder(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", "/home/of/me")
+        sections = [
+            field.annotation
+            for kind in (Config, LinearConfig, FinetuneConfig)
+            for field in kind.model_fields.values()
+        ]
+        found: dict[str, set[str]] = {}
+        for section in [*sections, Probe]:
+            assert issubclass(section, Section)
+            for name, field in section.model_fields.items():
+                kind: Any = Annotated[(field.annotation, field)]
+                with contextlib.suppress(ValidationError):
+                    found.setdefault(TypeAdapter(kind).validate_python("~/x"), set()).add(name)
+        assert found == {
+            "~/x": {"device", "image_key"},
+            "/home/of/me/x": {
+                *("root_path", "image_folder", "image_list", "scratch", "subset", "folder"),
+                *("pretrain_path", "read_checkpoint", "init_from", "prior"),
+            },
+        }
+
+    def test_a_home_of_nobody_is_refused(self) -> None:
+        with pytest.raises(ValidationError, match="must be in the home folder of a user"):
+            built("logging", folder="~nosuchuser/x")
+        assert built("logging", folder="./~nosuchuser/x").logging.folder == "./~nosuchuser/x"
 
 
 class TestModels:

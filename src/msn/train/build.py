@@ -216,8 +216,8 @@ def local_copy(data: Data) -> Data:
     """The `data` section with its images on local disk, copied there if need be."""
     if not data.root_path:
         return data
-    place = Path(data.root_path).expanduser() / data.image_folder
-    scratch = Path(data.scratch or tempfile.gettempdir()).expanduser()
+    place = Path(data.root_path) / data.image_folder
+    scratch = Path(data.scratch or tempfile.gettempdir())
     copy = stage(place, scratch, print)
     return data.model_copy(update={"root_path": str(copy), "image_folder": ""})
 

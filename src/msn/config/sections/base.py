@@ -1,10 +1,20 @@
 """What all sections share: strict, immutable models, and the types of their keys."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+
+def _expanded(text: str) -> str:
+    """Put the home folder in place of `~`, as the shell would."""
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise ValueError("must be in the home folder of a user that there is; or write ./~...")
+    return path
+
 
 # The ranges of the keys are wide: what lies outside is a slip, and would end in a lack of memory,
 # in an overflow, or in a run that never gets anywhere.
@@ -32,6 +42,9 @@ EpochSpan = Annotated[float, Field(ge=0, le=1_000_000)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+PathOrEmpty = Annotated[str, AfterValidator(_expanded)]
+PathText = Annotated[NonEmpty, AfterValidator(_expanded)]
+"""A file or folder; whatever a key names on disk is of one of these two."""
 
 Problems = Iterable[tuple[str, str]]
 """(key below the checked section, broken rule with its remedy) pairs."""

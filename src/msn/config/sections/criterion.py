@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from msn.config.sections.base import Choices, Divisor, Few, Million, NonEmpty, NonNegative, Section
+from msn.config.sections.base import Choices, Divisor, Few, Million, NonNegative, PathText, Section
 
 PRIOR_TAGS = ("prior as text", "prior as mapping")
 
@@ -26,7 +26,7 @@ class PowerLaw(Section):
 
 
 Prior = Annotated[
-    Annotated[NonEmpty, Tag(PRIOR_TAGS[0])] | Annotated[PowerLaw, Tag(PRIOR_TAGS[1])],
+    Annotated[PathText, Tag(PRIOR_TAGS[0])] | Annotated[PowerLaw, Tag(PRIOR_TAGS[1])],
     Discriminator(_prior_tag),
     BeforeValidator(_named_prior),
 ]

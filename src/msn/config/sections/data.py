@@ -10,6 +10,8 @@ from msn.config.sections.base import (
     Divisor,
     Few,
     NonEmpty,
+    PathOrEmpty,
+    PathText,
     Probability,
     Section,
     Side,
@@ -52,11 +54,11 @@ class Images(Section):
 
     source: SourceName = "folder"
     """Kind of data set: image files, packed files, or a data set with files of its own."""
-    root_path: str | None = None
+    root_path: PathOrEmpty | None = None
     """Root folder of the data set; images are in root_path/image_folder, for folder in /train."""
-    image_folder: str = ""
+    image_folder: PathOrEmpty = ""
     """Folder below root_path."""
-    image_list: NonEmpty | None = None
+    image_list: PathText | None = None
     """Text or CSV file of paths and labels for the list source; {split} becomes train or val."""
     image_key: NonEmpty | None = None
     """Image of a sample in tar shards, such as left.png, what follows the first dot of its name;
@@ -94,7 +96,7 @@ class Images(Section):
 class Data(Images):
     """The images and their views."""
 
-    scratch: NonEmpty | None = None
+    scratch: PathText | None = None
     """Folder on a local disk for meta.copy_data; null takes the temporary one (TMPDIR)."""
     max_bad: Probability = 0.1
     """Share of the images that may be bad: those are replaced by others and listed; more stop the

@@ -17,8 +17,8 @@ from msn.config.sections.base import (
     Few,
     GradientNorm,
     Million,
-    NonEmpty,
     NonNegative,
+    PathText,
     Positive,
     Probability,
     Section,
@@ -68,7 +68,7 @@ class LabelledImages(Images):
 
     num_classes: Choices | None = None
     """Number of classes; null counts those of the training images."""
-    subset: NonEmpty | None = None
+    subset: PathText | None = None
     """List of the training images to learn from, in the official format; null takes all."""
     image_size: Side = 224
     """Side of the images that the encoder sees, px."""
@@ -128,9 +128,9 @@ class FinetuneMeta(LinearMeta):
 class EvaluationLogging(Section):
     """Where the encoder comes from, what a run writes, and where."""
 
-    folder: NonEmpty
+    folder: PathText
     """Output folder; created when missing."""
-    pretrain_path: NonEmpty
+    pretrain_path: PathText
     """Checkpoint of the pre-training: the file."""
     write_tag: FileStem = "eval"
     """First part of the names of all files written."""

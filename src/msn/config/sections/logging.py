@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from msn.config.sections.base import Count, Divisor, NonEmpty, Section, Whole
+from msn.config.sections.base import Count, Divisor, PathOrEmpty, PathText, Section, Whole
 from msn.config.sections.data import SourceName
 
 
@@ -24,11 +24,11 @@ class Probe(Section):
     """Epochs between probes; 0 probes only at the end."""
     source: SourceName | None = None
     """Labelled source; null takes data.source."""
-    root_path: str | None = None
+    root_path: PathOrEmpty | None = None
     """Its root folder; null takes data.root_path."""
-    image_folder: str | None = None
+    image_folder: PathOrEmpty | None = None
     """Its folder below the root; null takes data.image_folder."""
-    image_list: NonEmpty | None = None
+    image_list: PathText | None = None
     """Its list of images; null takes data.image_list."""
     k: Count = 20
     """Neighbours that vote."""
@@ -43,7 +43,7 @@ class Probe(Section):
 class Logging(Section):
     """What a run writes, and where."""
 
-    folder: NonEmpty
+    folder: PathText
     """Output folder; created when missing."""
     write_tag: FileStem = "msn"
     """First part of the names of all files written."""

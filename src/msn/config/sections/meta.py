@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from msn.config.sections.base import BelowOne, Few, NonEmpty, Section, Seed, Side, Width
+from msn.config.sections.base import (
+    BelowOne,
+    Few,
+    PathOrEmpty,
+    PathText,
+    Section,
+    Seed,
+    Side,
+    Width,
+)
 
 # fmt: off
 PATCH_SIZES = {
@@ -92,11 +101,11 @@ class Meta(Section):
     """Seed of every random draw."""
     load_checkpoint: bool = False
     """Continue from a checkpoint."""
-    read_checkpoint: str | None = None
+    read_checkpoint: PathOrEmpty | None = None
     """File name of that checkpoint in logging.folder; null takes the latest."""
     allow_batch_change: bool = False
     """Continue a run with another global batch, at the same share of its epoch."""
-    init_from: NonEmpty | None = None
+    init_from: PathText | None = None
     """File of weights to start from, with a fresh optimiser."""
     copy_data: bool = False
     """Copy data.root_path/image_folder, a folder or a tar file, to data.scratch before training."""
