@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msn.data.image import BadImage
+from msn.data.sources.base import read_file
 from msn.data.staging import stage
 from msn.runtime.errors import UserError
 
@@ -185,3 +187,52 @@ def test_a_folder_of_someone_else_is_not_used(
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match="belongs to someone else"):
         stage(source, tmp_path / "scratch", print)
+
+
+def test_a_copy_loses_no_source_and_ends(source: Path, tmp_path: Path) -> None:
+    """Links in a circle end; what cannot be copied is as bad an image there; empty classes stay."""
+    for name in ("one", "two"):
+        (source / f"train/cat/{name}").symlink_to(source / "train")
+    (source / "train/cat/gone.jpg").symlink_to("nowhere")
+    (source / "train/cat/itself.jpg").symlink_to("itself.jpg")
+    os.mkfifo(source / "train/cat/pipe.jpg")
+    (source / "train/empty").mkdir()
+    copy = stage(source, tmp_path / "scratch", print)
+    assert tree(copy) == {name: name.encode() for name in tree(copy)} | {
+        "train/cat/link.jpg": b"val/dog/deep/c.jpg"
+    }
+    assert sorted(os.listdir(copy / "train/cat")) == [
+        *("a.jpg", "b.jpg", "gone.jpg", "itself.jpg", "link.jpg", "pipe.jpg")
+    ]
+    assert sorted(os.listdir(copy / "train")) == ["cat", "empty"]
+    reasons = []
+    for name in ("gone", "itself", "pipe"):
+        with pytest.raises(BadImage) as caught:
+            read_file(str(copy / f"train/cat/{name}.jpg"))
+        reasons.append(caught.value.reason)
+    assert reasons == [
+        *("No such file or directory", "Too many levels of symbolic links", "not a file")
+    ]
+    assert stage(source, tmp_path / "scratch", print) == copy
+
+
+def test_a_tar_file_with_more_behind_its_end_or_false_sizes_is_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.tar", ("a.jpg", b"a" * 600), ("b.jpg", b"b" * 600))
+    whole = archive.read_bytes()
+    for damaged in (whole + whole, whole[:1536] + bytes(1536) + whole[3072:] + whole):
+        archive.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file \(zeros at byte"):
+            stage(archive, tmp_path / "scratch", print)
+    for claim in ("-1024", "-5", "9" * 30, "9" * 5000):
+        with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+            for headers in ({}, {"size": claim}, {}):
+                info = tarfile.TarInfo("a.jpg")
+                info.size, info.pax_headers = 600, dict(headers)
+                tar.addfile(info, io.BytesIO(b"a" * 600))
+        with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file"):
+            stage(archive, tmp_path / "scratch", print)
+    assert leftovers(tmp_path / "scratch") == []
+    content = pack(archive, ("a.jpg", b"a" * 9000), mode="w:xz").read_bytes()
+    archive.write_bytes(content[:60] + b"damage" + content[66:])
+    with pytest.raises(UserError, match=r"a\.tar: "):
+        stage(archive, tmp_path / "scratch", print)

@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from msn.data.mapped import THREADS
+from msn.data.tar_file import checked
 from msn.runtime.errors import UserError
 
 if sys.version_info >= (3, 12):
@@ -46,7 +46,7 @@ def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
             or the copy does not fit or cannot be written.
     """
     with _refused(source):
-        files = [_stat(source, "")] if source.is_file() else list(_files(source))
+        folders, files = ([], [_stat(source, "")]) if source.is_file() else _tree(source)
     home = _home(scratch)
     state = hashlib.sha256(repr((str(source.resolve()), files)).encode("utf-8", "replace"))
     target = home / state.hexdigest()[:32]
@@ -58,57 +58,75 @@ def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
             _require_space(source, home, sum(file.size for file in files))
             say(f"copying {source} to {target}")
             try:
-                _copy(source, files, partial)
+                _copy(source, folders, files, partial)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
-def _copy(source: Path, files: list[_File], target: Path) -> None:
+def _copy(source: Path, folders: list[str], files: list[_File], target: Path) -> None:
     target.mkdir()
     if source.is_file():
         _unpack(source, target)
         return
-    for folder in {os.path.dirname(file.path) for file in files}:
+    for folder in folders:
         (target / folder).mkdir(parents=True, exist_ok=True)
     with _refused(source), ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda file: shutil.copy2(source / file.path, target / file.path), files):
+        for _ in pool.map(lambda file: _copy_file(source / file.path, target / file.path), files):
             pass
+
+
+def _copy_file(original: Path, target: Path) -> None:
+    if original.is_file():
+        shutil.copy2(original, target)
+    else:  # a link that leads nowhere, a pipe, a device: as bad an image as there
+        target.symlink_to(original.absolute())
 
 
 def _unpack(archive: Path, target: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(target, filter="data")  # no path, link or device leads out of `target`
-            # tarfile takes a damaged header for the end: the real one is a block of zeros.
-            assert tar.fileobj
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it has no end")
+            # With the filter no path, link or device leads out of `target`.
+            tar.extractall(target, members=checked(tar), filter="data")
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: is not safe to unpack ({error}); nothing was kept") from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        reason, *_ = str(error).split(":\n")  # then what each kind of compression says
-        raise UserError(f"{archive}: is not a whole tar file ({reason}); replace it") from None
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make tarfile raise errors of many kinds
+        reason, *_ = str(error).splitlines()[:1] or [type(error).__name__]
+        raise UserError(
+            f"{archive}: is not a whole tar file ({reason.rstrip(':')}); replace it"
+        ) from None
 
 
-def _files(folder: Path) -> Iterator[_File]:
-    """All files below a folder, in order."""
+def _tree(folder: Path) -> tuple[list[str], list[_File]]:
+    """All folders and files below a folder, in order. A link to a folder that it is in ends."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    found = []
-    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders.sort()
+    folders: list[str] = []
+    found: list[str] = []
+    lines: dict[str, list[tuple[int, int]]] = {str(folder): []}  # device and inode of all above
+    for root, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        line, own = lines.pop(root), os.stat(root)
+        if (own.st_dev, own.st_ino) in line:
+            below.clear()
+            continue
+        below.sort()
+        lines |= {os.path.join(root, name): [*line, (own.st_dev, own.st_ino)] for name in below}
+        folders.append(os.path.relpath(root, folder))
         found += [os.path.relpath(os.path.join(root, name), folder) for name in sorted(names)]
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(lambda path: _stat(folder, path), found)
+        return folders, list(pool.map(lambda path: _stat(folder, path), found))
 
 
 def _stat(folder: Path, path: str) -> _File:
-    result = os.stat(folder / path)
+    try:
+        result = os.stat(folder / path)
+    except OSError:
+        result = os.lstat(folder / path)  # of a link that leads nowhere
     return _File(path, result.st_size, result.st_mtime_ns)
 
 

@@ -21,18 +21,35 @@ def members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
             there is, or the end is missing.
     """
     with open(path, "rb") as file, _tried(lambda: tarfile.open(fileobj=file, mode="r:")) as tar:
-        size, end = os.fstat(file.fileno()).st_size, 0
-        while (member := _tried(tar.next)) is not None:
+        size = os.fstat(file.fileno()).st_size
+        for member in checked(tar):
             tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-            stored = 0 if member.issparse() else member.size
-            if member.size < 0 or not end < member.offset_data + stored <= tar.offset <= size:
-                raise DamagedTar(f"{member.name[:80]!r} claims {member.size} bytes")
-            end = tar.offset
+            if tar.offset > size:
+                raise _claim(member)
             yield tar, member
-        require_end(file, tar.offset)
 
 
-def require_end(file: IO[bytes], offset: int) -> None:
+def checked(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an open tar file, compressed or not, in order.
+
+    Raises:
+        OSError, tarfile.TarError: as for `members`, but a claim of more than there is goes through.
+    """
+    end = 0
+    while (member := _tried(tar.next)) is not None:
+        stored = 0 if member.issparse() else member.size
+        if member.size < 0 or not end < member.offset_data + stored <= tar.offset:
+            raise _claim(member)
+        end = tar.offset
+        yield member
+    _require_end(tar.fileobj, tar.offset)  # type: ignore[arg-type]
+
+
+def _claim(member: tarfile.TarInfo) -> DamagedTar:
+    return DamagedTar(f"{member.name[:80]!r} claims {str(member.size)[:30]} bytes")
+
+
+def _require_end(file: IO[bytes], offset: int) -> None:
     """Check that a tar file ends where its headers do: with a block of zeros, and nothing else.
 
     Raises:

@@ -315,3 +315,38 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     os.close(theirs)
     assert b"images" in os.read(ours, 1 << 16)
     os.close(ours)
+
+
+def test_links_that_lead_nowhere_are_bad_images(tmp_path: Path) -> None:
+    """Each alone, be it to itself, through a file, too far, or to what is gone."""
+    save(tmp_path / "a/good.png")
+    (tmp_path / "a/text").write_text("")
+    for name, target in {
+        "itself": "itself.png", "through": "text/x.png", "far": "x" * 300, "gone": "gone",
+    }.items():  # fmt: skip
+        (tmp_path / f"a/{name}.png").symlink_to(target)
+    source = folder(tmp_path)
+    reasons = {}
+    for i in range(len(source)):
+        try:
+            source.read(i).image.pixels()
+        except BadImage as bad:
+            reasons[Path(bad.name).stem] = bad.reason
+    assert reasons == {
+        "itself": "Too many levels of symbolic links",
+        "through": "Not a directory",
+        "far": "File name too long",
+        "gone": "No such file or directory",
+    }
+    for target in ("class", "gone"):
+        (tmp_path / "class").symlink_to(target)
+        with pytest.raises(UserError, match=r"class: links to nothing, and may have been a class"):
+            folder(tmp_path)
+        (tmp_path / "class").unlink()
+
+
+def test_a_huge_file_is_a_bad_image(tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(200 * 2**30)
+    with pytest.raises(BadImage, match=r"huge\.png: 200\.0 GiB, limit 1"):
+        folder(tmp_path).read(0)

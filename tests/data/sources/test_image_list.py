@@ -113,3 +113,24 @@ def test_no_list_is_refused(tmp_path: Path) -> None:
         open_source(source="list", **place)
     with pytest.raises(UserError, match=r"data\.image_list: no such file: .*/none_val\.txt"):
         open_source(source="list", image_list=f"{tmp_path}/none_{{split}}.txt", **place)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('a.png,0\n"b.png,1\nc.png,2\n', 2),  # swallows the rest
+        ('path,label\na.png,0\n"b.png,1\nc.png,"2\nd.png,3\n', 3),  # swallows a line
+        ('a.png,"0\nb.png,1"\nc.png,2\n', 1),
+        ('path,label,note\na.png,0,"x\nb.png,1,"y"\n', 2),
+        ("a.png,0\n" + '"' + "b.png,1\n" * 30_000, 2),  # more than csv takes as one cell
+    ],
+)
+def test_sources_with_an_open_quote_are_refused(tmp_path: Path, content: str, line: int) -> None:
+    with pytest.raises(UserError, match=rf"list\.csv: line {line} cannot be read \(.*close each"):
+        listed(content, tmp_path, "list.csv")
+
+
+def test_a_note_may_go_over_several_lines(tmp_path: Path) -> None:
+    content = 'path,label,note\na.png,0,"two\nlines"\n"say ""b"".png",1,\n'
+    expected = [("a.png", 0), ('say "b".png', 1)]
+    assert entries(listed(content, tmp_path, "list.csv")) == expected

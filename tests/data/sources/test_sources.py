@@ -1,9 +1,11 @@
 """What holds for every source, and that each reads what an independent reader does."""
 
 import functools
+import gzip
 import http.server
 import math
 import pickle
+import re
 import tarfile
 import threading
 import typing
@@ -349,3 +351,33 @@ def test_bad_idx(gz: bool, tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels(7)))
     with pytest.raises(UserError, match="has 7 labels for 24 images"):
         opened(place)
+
+
+def test_idx_sources_that_lost_something_say_what_is_left(tmp_path: Path) -> None:
+    """Cut or longer than their header says, plain or packed, with claims beyond any memory."""
+
+    def refusal(end: str, content: bytes) -> str:
+        file = tmp_path / f"train-images-idx3-ubyte{end}"
+        file.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            opened({"source": "idx", "root_path": str(tmp_path)})
+        file.unlink()
+        message = str(caught.value)
+        assert message.startswith(f"{file}: holds ")
+        assert message.endswith("; fetch it again")
+        return message.removeprefix(f"{file}: holds ").removesuffix("; fetch it again")
+
+    noise = np.random.default_rng(0).integers(0, 256, (8, 20, 20), dtype=np.uint8)
+    whole = idx(noise)
+    packed = gzip.compress(whole)
+    huge = bytes([0, 0, 8, 3]) + np.array([2**32 - 1] * 3, ">u4").tobytes()
+    for end, pack in (("", bytes), (".gz", gzip.compress)):
+        assert refusal(end, pack(whole[: 16 + 3 * 400 + 7])) == "3 of 8 images"
+        assert refusal(end, pack(whole + bytes(3))) == "over 8 images"
+        assert refusal(end, pack(huge + bytes(9))) == f"0 of {2**32 - 1} images"
+        for shape in ((0, 20, 20), (8, 0, 20)):
+            expected = f"no values, its shape is {shape}"
+            assert refusal(end, pack(idx(np.zeros(shape, np.uint8)))) == expected
+    damaged = packed[:-8] + bytes(4) + packed[-4:]
+    for cut in (packed[:-4], packed[:-20], damaged):
+        assert re.match(r"[78] of 8 images, and is damaged \(.*\)", refusal(".gz", cut))

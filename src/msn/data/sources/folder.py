@@ -152,10 +152,15 @@ def _list(root: str, watch: Watch, place: _Place) -> _Listing:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     (arrays if entry.name.lower().endswith(ARRAYS) else files).append(entry.name)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise UserError(
+                        f"{entry.path}: links to nothing, and may have been a class; repair or"
+                        " remove it"
+                    )
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be listed ({error.strerror}); make it readable or move it"
@@ -163,6 +168,13 @@ def _list(root: str, watch: Watch, place: _Place) -> _Listing:
         ) from error
     packed = [pack(os.fsencode(name) for name in sorted(names)) for names in (files, arrays)]
     return _Listing(place.path, line, folders, *packed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, through a file, or too far
+        return False
 
 
 @contextmanager

@@ -75,7 +75,11 @@ class HuggingFace(EncodedSource):
             file = io.BytesIO()
             np.save(file, np.asarray(image, self._array_type))
             return file.getvalue()
-        return image["bytes"] if image["bytes"] is not None else read_file(image["path"])
+        if image["bytes"] is not None:
+            return image["bytes"]
+        if image["path"] is None:
+            raise BadImage(self.name(index), "no image in this row")
+        return read_file(image["path"])
 
 
 def _load(folder: Path, split: str) -> Any:

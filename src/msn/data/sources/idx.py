@@ -18,7 +18,9 @@ from msn.runtime.errors import UserError
 
 TYPES = {9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}  # beside 8, uint8
 HEADER_BYTES = {axes: 4 + 4 * axes for axes in (1, 3)}
+DAMAGE = (OSError, EOFError, zlib.error)  # that reading a file may meet
 PREFIXES = {"train": "train", "val": "t10k"}
+_CHUNK = 2**20
 
 
 def open_idx(folder: Path, *, split: str, channels: int | None) -> ArraySource:
@@ -55,10 +57,8 @@ def _open_images(file: Path) -> Arrays:
         return cached(f"idx {file.absolute()}", partial(_unpack, file))
     with _reading(file) as stream:
         shape = _shape(file, stream, 3)
-    try:
-        return Mapped(str(file.absolute()), {"images": ("|u1", (*shape, 1), HEADER_BYTES[3])})
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: ends too early; fetch it again") from error
+    _require_length(file, shape, file.stat().st_size - HEADER_BYTES[3])
+    return Mapped(str(file.absolute()), {"images": ("|u1", (*shape, 1), HEADER_BYTES[3])})
 
 
 def _unpack(file: Path, watch: Watch) -> Arrays:
@@ -78,12 +78,28 @@ def _read_labels(file: Path | None, images: int) -> np.ndarray | None:
 
 
 def _read(file: Path, axes: int) -> np.ndarray:
+    content, problem = bytearray(), ""
     with _reading(file) as stream:
         shape = _shape(file, stream, axes)
-        content = stream.read(math.prod(shape))
-    if len(content) < math.prod(shape):
-        raise UserError(f"{file}: ends too early; fetch it again")
+        try:  # to the end and beyond: there a gzip file has its check sum
+            while len(content) <= math.prod(shape) and (chunk := stream.read1(_CHUNK)):
+                content += chunk
+        except DAMAGE as error:
+            problem = str(error)
+    _require_length(file, shape, len(content), problem)
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _require_length(file: Path, shape: tuple[int, ...], length: int, problem: str = "") -> None:
+    """Refuse a file that holds more or less than its header says."""
+    expected, each = math.prod(shape), math.prod(shape[1:])
+    if not expected:
+        raise UserError(f"{file}: holds no values, its shape is {shape}; fetch it again")
+    if problem or length != expected:
+        there = f"{length // each} of {shape[0]}" if length <= expected else f"over {shape[0]}"
+        reason = f", and is damaged ({problem})" if problem else ""
+        kind = "images" if len(shape) > 1 else "labels"
+        raise UserError(f"{file}: holds {there} {kind}{reason}; fetch it again")
 
 
 def _shape(file: Path, stream: io.BufferedIOBase, axes: int) -> tuple[int, ...]:
@@ -104,5 +120,5 @@ def _reading(file: Path) -> Iterator[io.BufferedIOBase]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             yield stream
-    except (OSError, EOFError, zlib.error) as error:
+    except DAMAGE as error:
         raise UserError(f"{file}: cannot be read ({error}); fetch it again") from error

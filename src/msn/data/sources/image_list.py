@@ -87,7 +87,7 @@ def _build_index(path: str, watch: Watch) -> Arrays:
                 _csv_rows(path, file) if path.lower().endswith(".csv") else map(_split_line, file)
             )
             rows = [(image, label) for image, label in lines if image]
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read as a list of images ({error})") from error
     if not rows:
         raise UserError(f"{path}: lists no image; write one path in each line")
@@ -105,7 +105,7 @@ def _build_index(path: str, watch: Watch) -> Arrays:
 
 def _csv_rows(path: str, file: Iterator[str]) -> Iterator[tuple[str, str]]:
     path_column, label_column = 0, 1
-    for i, row in enumerate(csv.reader(file)):
+    for i, (line, row) in enumerate(_strictly(path, file)):
         cells = [cell.strip() for cell in row]
         headings = [cell.lower() for cell in cells]
         if i == 0 and any(heading in PATH_HEADINGS for heading in headings):
@@ -118,7 +118,27 @@ def _csv_rows(path: str, file: Iterator[str]) -> Iterator[tuple[str, str]]:
                 " call the columns path and label"
             )
         cells += [""] * (1 + max(path_column, label_column) - len(cells))
+        if "\n" in cells[path_column] + cells[label_column]:
+            raise _open_quote(path, line, "its quote closes on another line")
         yield cells[path_column], cells[label_column]
+
+
+def _strictly(path: str, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file, each with its first line. An open quote would swallow the rest."""
+    reader, line = csv.reader(file, strict=True), 1
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise _open_quote(path, line, str(error)) from error
+
+
+def _open_quote(path: str, line: int, reason: str) -> UserError:
+    return UserError(
+        f"{path}: line {line} cannot be read ({reason}); close each quote in the line that opens"
+        ' it, and write a quote in a name as ""'
+    )
 
 
 def _column(headings: list[str], names: tuple[str, ...]) -> int:
