@@ -1,11 +1,12 @@
 import csv
+import os
 from pathlib import Path
 
 import pytest
 
 from msn.data.bad_images import BadImages, bad_images_path
 from msn.data.image import BadImage
-from msn.runtime.errors import RunError
+from msn.runtime.errors import RunError, UserError
 
 
 def bad(*names: str, reason: str = "truncated") -> list[BadImage]:
@@ -123,3 +124,29 @@ def test_what_was_repaired_before_a_repeated_step_does_not_count(tmp_path: Path)
     resumed = opened(tmp_path, [], start=2, max_bad=0.01)
     resumed.record(5, [])
     assert resumed.count == 0
+
+
+def test_a_list_that_is_none_is_refused(tmp_path: Path) -> None:
+    """Before anything is written to it: it may be a folder, a pipe, or hold what is no list."""
+    path = bad_images_path(tmp_path, "run")
+    path.mkdir()
+    makers = [
+        lambda: path.write_text(f"step,name,reason\n1,{'a' * 200_000},truncated\n"),
+        lambda: path.write_text(f"step,name,reason\n{'9' * 5000},a.jpg,truncated\n"),
+        lambda: os.mkfifo(path),
+    ]
+    for make in (None, *makers):
+        if make:
+            make()
+        with pytest.raises(UserError) as caught:
+            opened(tmp_path, [])
+        message = str(caught.value)
+        assert message.startswith(f"{path}: cannot be read as the run's list of bad images (")
+        assert message.endswith(
+            "); move it away, and the run lists anew those that it meets from now on"
+        )
+        assert len(message) < 400
+        path.rmdir() if path.is_dir() else path.unlink()
+    images = opened(tmp_path, [])
+    images.record(0, bad("a.jpg"))
+    assert len(entries(tmp_path)) == 2

@@ -328,7 +328,7 @@ def test_files_that_cannot_be_opened_have_a_reason(tmp_path: Path) -> None:
         with pytest.raises(BadImage) as caught:
             source.read(i)
         reasons.append(caught.value.reason)
-    assert reasons == ["No such file or directory", "Is a directory", "not a file"]
+    assert reasons == ["No such file or directory", "Is a directory", "not a regular file"]
 
 
 def test_unreadable_permissions_have_a_reason(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_copy_loses_no_source_and_ends(source: Path, tmp_path: Path) -> None:
             read_file(str(copy / f"train/cat/{name}.jpg"))
         reasons.append(caught.value.reason)
     assert reasons == [
-        *("No such file or directory", "Too many levels of symbolic links", "not a file")
+        *("No such file or directory", "Too many levels of symbolic links", "not a regular file")
     ]
     assert stage(source, tmp_path / "scratch", print) == copy
 

@@ -107,6 +107,17 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
         assert kept == b"".join(whole.splitlines(keepends=True)[:lines])
 
 
+def test_a_row_of_a_step_of_thousands_of_digits_goes(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    path = tmp_path / "run_r0.csv"
+    whole = path.read_bytes()
+    last = whole.splitlines()[-1].decode().split(",")
+    last[whole.splitlines()[0].decode().split(",").index("step")] = "9" * 5000
+    path.write_bytes(whole + ",".join(last).encode() + b"\n")
+    open_log(tmp_path, 99).close()
+    assert path.read_bytes() == whole
+
+
 def test_a_log_of_other_columns_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "run_r0.csv"
     path.write_text("epoch,itr,msn\n1,0,2.5\n")

@@ -50,7 +50,10 @@ def test_grey_images_and_no_focal_views() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--image": "missing.jpg"}, "--image missing.jpg: cannot be read"),
+        (
+            {"--image": "missing.jpg"},
+            "--image missing.jpg: No such file or directory; name another",
+        ),
         ({"--image": str(RECIPE)}, "not an image; name another"),
         ({"--out": "views.txt"}, "--out views.txt: is written as PNG"),
         ({"--epochs": "0"}, "--epochs 0: must be a whole number of at least 1"),

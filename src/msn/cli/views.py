@@ -6,6 +6,7 @@ import PIL.Image
 
 from msn.config.load import load_config
 from msn.data.image import BadImage, open_image
+from msn.data.sources.base import read_file
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing
 from msn.visualize.contact_sheet import contact_sheet
@@ -18,12 +19,7 @@ def run(options: argparse.Namespace) -> None:
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: is written as PNG; give a name that ends in .png")
     try:
-        data = options.image.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"--image {options.image}: cannot be read ({error.strerror}); name an image file"
-        ) from None
-    try:
+        data = read_file(str(options.image))
         image = open_image(data, config.data.channels or 3, str(options.image))
         sheet = contact_sheet(config, image, epochs=options.epochs)
     except BadImage as bad:

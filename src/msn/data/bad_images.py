@@ -6,8 +6,8 @@ from pathlib import Path
 
 from msn.data.image import BadImage
 from msn.runtime import collectives
-from msn.runtime.errors import RunError
-from msn.runtime.files import replacing, writing
+from msn.runtime.errors import RunError, UserError
+from msn.runtime.files import open_regular, replacing, writing
 
 COLUMNS = ("step", "name", "reason")
 NAMED = 5  # in the message that stops the run
@@ -47,7 +47,7 @@ class BadImages:
             say: prints a line.
 
         Raises:
-            UserError: the list cannot be written.
+            UserError: the list cannot be read or written.
         """
         self.path, self._images, self._max_bad, self._say = path, images, max_bad, say
         listed = list(_entries(path))
@@ -111,12 +111,20 @@ class BadImages:
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
     """What the list holds; a line that a killed process left half-written is none."""
-    if not path.exists():
+    try:
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8", "replace")
+        for row in csv.reader(text[: text.rfind("\n") + 1].splitlines()[1:]):
+            if len(row) == len(COLUMNS) and row[0].isdecimal():
+                yield str(int(row[0])), row[1], row[2]
+    except FileNotFoundError:
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    for row in csv.reader(text[: text.rfind("\n") + 1].splitlines()[1:]):
-        if len(row) == len(COLUMNS) and row[0].isdecimal():
-            yield row[0], row[1], row[2]
+    except (OSError, csv.Error, ValueError) as error:  # the last of a step of too many digits
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{path}: cannot be read as the run's list of bad images ({reason}); move it away, and"
+            " the run lists anew those that it meets from now on"
+        ) from error
 
 
 def _append(path: Path, rows: Iterable[tuple[str, ...]]) -> None:

@@ -263,8 +263,9 @@ def _kept_lines(path: Path, columns: tuple[str, ...], start_step: int) -> Iterat
             )
         for line in file:
             cells = line.rstrip("\n").split(",")
-            whole = line.endswith("\n") and len(cells) == len(columns) and cells[where].isdecimal()
-            if whole and int(cells[where]) < start_step:
+            whole = line.endswith("\n") and len(cells) == len(columns)
+            whole = whole and len(cells[where]) < 20  # digits, of more int() refuses to read
+            if whole and cells[where].isdecimal() and int(cells[where]) < start_step:
                 yield line
 
 

@@ -85,7 +85,7 @@ def test_a_listed_file_may_be_missing_or_none(tmp_path: Path) -> None:
     source = listed("gone.png\n/dev/zero 1\n".replace(" 1", ""), tmp_path)
     with pytest.raises(BadImage, match=r"gone\.png: No such file or directory"):
         source.read(0)
-    with pytest.raises(BadImage, match="/dev/zero: not a file"):
+    with pytest.raises(BadImage, match="/dev/zero: not a regular file"):
         source.read(1)
 
 

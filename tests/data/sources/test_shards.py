@@ -260,4 +260,6 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
     assert "a.tar: cannot be read as an uncompressed tar file (" in refused(tmp_path)
     (tmp_path / "a.tar").unlink()
     os.mkfifo(tmp_path / "a.tar")
-    assert "a.tar: cannot be read as an uncompressed tar file (not a file;" in refused(tmp_path)
+    assert "a.tar: cannot be read as an uncompressed tar file (not a regular file;" in refused(
+        tmp_path
+    )

@@ -332,6 +332,30 @@ def test_bad_huggingface(tmp_path: Path) -> None:
         opened({**place, "root_path": str(tmp_path)})
 
 
+def test_damaged_sources_of_huggingface_are_refused(tmp_path: Path) -> None:
+    """Also when cut between two batches of rows, and with a file of odd JSON."""
+    import datasets
+
+    values = {"image": [PIL.Image.fromarray(image) for image in images(20)]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(values, features=features).save_to_disk(str(tmp_path / "set"))
+    place = {"source": "huggingface", "root_path": str(tmp_path / "set")}
+    [file] = (tmp_path / "set").glob("*.arrow")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    with pytest.raises(UserError, match=rf"{file.name}: has no end, only {COUNT} rows can be read"):
+        opened(place)
+    file.write_bytes(whole)
+    for name in ("state.json", "dataset_info.json"):
+        content = (tmp_path / "set" / name).read_bytes()
+        for odd in (b"", b"[]", b"null"):
+            (tmp_path / "set" / name).write_bytes(odd)
+            with pytest.raises(UserError, match="is no data set saved with save_to_disk"):
+                opened(place)
+        (tmp_path / "set" / name).write_bytes(content)
+    assert len(opened(place)) == COUNT
+
+
 @pytest.mark.parametrize("gz", [True, False])
 def test_bad_idx(gz: bool, tmp_path: Path) -> None:
     place = MAKERS["idx"](tmp_path, gz=gz)  # type: ignore[call-arg]

@@ -1,7 +1,6 @@
 """What a source of images is, and what several kinds of it share."""
 
 import os
-import stat
 import zlib
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -15,6 +14,7 @@ from msn.data.mapped import Arrays
 from msn.data.normalisation import Normalisation, imagenet_normalisation, measured_normalisation
 from msn.runtime import keyed
 from msn.runtime.errors import UserError
+from msn.runtime.files import open_regular
 
 ARRAYS = ".npy"  # images in a data set that has no others, as they may be features or masks
 # Of several images of a sample in tar shards the first is taken.
@@ -205,9 +205,7 @@ class ArraySource:
 def read_file(path: str) -> bytes:
     """The content of an image file. Raises BadImage, also for a pipe or a device."""
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadImage(path, "not a file")
+        with open_regular(path) as file:
             refuse_large(path, os.fstat(file.fileno()).st_size)
             return file.read()
     except OSError as error:
@@ -264,7 +262,3 @@ def _require_folder(path: Path, key: str) -> None:
         raise UserError(f"{key}: no such folder: {path}; create it or correct the path")
     if not path.is_dir():
         raise UserError(f"{key}: {path} is a file, not a folder; name the folder that holds it")
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else a pipe would wait for a writer

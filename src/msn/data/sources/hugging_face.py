@@ -1,6 +1,7 @@
 """A data set of Hugging Face's `datasets` that was saved to disk."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from msn.data.image import BadImage
 from msn.data.sources.base import EncodedSource, read_file
 from msn.runtime.errors import UserError
 
+END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "test")}
 
 
@@ -34,6 +36,7 @@ class HuggingFace(EncodedSource):
                 " pip install 'msn-pretraining[huggingface]'"
             ) from error
         data = _load(folder, split)
+        _require_ends(data)
         features = data.features.items()
         images = [name for name, kind in features if isinstance(kind, datasets.Image)]
         array_kinds = (datasets.Array2D, datasets.Array3D)
@@ -87,7 +90,7 @@ def _load(folder: Path, split: str) -> Any:
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files make it raise errors of many kinds
         raise UserError(
             f"{folder}: is no data set saved with save_to_disk ({error}); check data.root_path and"
             " data.image_folder"
@@ -101,3 +104,15 @@ def _load(folder: Path, split: str) -> Any:
         f'{folder}: has the splits {list(loaded)}, but none for "{split}"'
         f" (looked for {', '.join(SPLIT_NAMES[split])})"
     )
+
+
+def _require_ends(data: Any) -> None:
+    """Refuse files that were cut between two batches of rows: `datasets` reads those before."""
+    for file in data.cache_files:
+        with open(file["filename"], "rb") as stream:
+            stream.seek(-len(END_OF_ARROW), os.SEEK_END)
+            if stream.read() != END_OF_ARROW:
+                raise UserError(
+                    f"{file['filename']}: has no end, only {len(data)} rows can be read; copy or"
+                    " save the data set again"
+                )

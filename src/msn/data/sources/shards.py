@@ -204,7 +204,7 @@ def _read_shard(path: str, image_key: str, watch: Watch) -> tuple[_Contents, _Co
     noted: dict[str, int | None] = {}
     try:
         if not stat.S_ISREG(watch(path).st_mode):
-            raise OSError("not a file")
+            raise OSError("not a regular file")
         for shard, member in members(path):
             _refuse_escape(path, member.name)
             name = os.path.basename(member.name).lower()
