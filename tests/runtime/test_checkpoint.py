@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
+from tests.support.runs import assert_same
 
 STATE: dict[str, Any] = {"target_encoder": {"w": torch.arange(3.0)}, "step": 7}
 
@@ -132,6 +134,47 @@ def test_nothing_is_touched_when_no_checkpoint_can_be_read(tmp_path: Path) -> No
     with pytest.raises(UserError, match="move it away to start this run from the beginning"):
         checkpoint.load_newest(tmp_path, "run", print)
     assert latest.read_bytes() == b"broken"
+
+
+def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
+    """It is damage, or it is somewhere where it does not matter."""
+    path = tmp_path / "a.pth.tar"
+    state = {"target_encoder": {"w": torch.randn(40, 5)}, "step": 7, "config": {"a": "b"}}
+    checkpoint.save(path, state)
+    content = path.read_bytes()
+    damaged: list[str] = []
+    for bit in random.Random(0).sample(range(8 * len(content)), 200):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            assert_same(checkpoint.load(path), state)
+        except UserError as error:
+            damaged.append(str(error))
+    assert len(damaged) > 100
+    assert all(text.startswith(f"{path}: ") for text in damaged)
+
+
+def test_tensors_that_their_digest_is_not_of_are_damage(tmp_path: Path) -> None:
+    """Sums of the archive that fit do not help; a file of before, without digest, is read."""
+    path, latest = tmp_path / "a.pth.tar", checkpoint.latest_path(tmp_path, "run")
+    checkpoint.save(path, STATE)
+    written = torch.load(path, weights_only=True)
+    written["target_encoder"]["w"][1] = -7.7e36
+    torch.save(written, latest)
+    with pytest.raises(UserError, match=r"run-latest\.pth\.tar: truncated, damaged, or not a"):
+        checkpoint.load(latest)
+    checkpoint.save(checkpoint.epoch_path(tmp_path, "run", 3), {**STATE, "step": 3})
+    said: list[str] = []
+    found = checkpoint.load_newest(tmp_path, "run", said.append)
+    assert found is not None
+    assert (found.path.name, found.state["step"]) == ("run-ep3.pth.tar", 3)
+    assert len(said) == 1
+    assert (tmp_path / "run-latest.pth.tar.damaged").exists()
+    torch.save({**STATE, "digest": "of another program"}, path)
+    assert checkpoint.load(path)["step"] == 7
+    torch.save(STATE, path)
+    assert_same(checkpoint.load(path), STATE)
 
 
 def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ moving average. What they draw is keyed by the step, so that a resumed run draws
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
 from timm.data import Mixup
@@ -24,12 +23,12 @@ from msn.evaluation.supervised import learn
 from msn.interop.pretrained import Pretrained
 from msn.methods.schedules import warmup_cosine
 from msn.models.classifier import NOT_DECAYED, Classifier
-from msn.runtime import checkpoint, collectives
-from msn.runtime.checkpoint import CLASSIFIER, State
+from msn.runtime import checkpoint, collectives, resumable
+from msn.runtime.checkpoint import CLASSIFIER, Found, State
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 from msn.train.build import use_bf16
-from msn.train.optim import step_unless
+from msn.train.optim import ADAM_MOMENTS, step_unless
 
 
 class FinetuneLearner:
@@ -108,15 +107,14 @@ class FinetuneLearner:
             "opt": self.optimizer.state_dict(),
         }
 
-    def load_state(self, state: State, path: Path) -> None:
+    def load_state(self, found: Found) -> None:
+        path, state = found
         checkpoint.load_weights(self.model, state[CLASSIFIER], path=path, key=CLASSIFIER)
         if self.average:
             average = state.get("average", state[CLASSIFIER])
             checkpoint.load_weights(self.average.module, average, path=path, key="average")
-        try:
-            self.optimizer.load_state_dict(state["opt"])
-        except ValueError:
-            raise checkpoint.mismatch(path, "opt", ["it trains other parameters"]) from None
+        moments = resumable.moments(found, self.optimizer, ADAM_MOMENTS)
+        self.optimizer.load_state_dict(moments)
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The gradient of one micro-batch, added to those before; its loss."""

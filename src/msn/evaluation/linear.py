@@ -7,7 +7,6 @@ all.
 """
 
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,10 @@ from msn.evaluation.supervised import learn
 from msn.methods.schedules import cosine
 from msn.models.encoder import VisionTransformer
 from msn.models.linear import HeadSettings, LinearHeads
-from msn.runtime import checkpoint, collectives
-from msn.runtime.checkpoint import CLASSIFIER, State
+from msn.runtime import checkpoint, collectives, resumable
+from msn.runtime.checkpoint import CLASSIFIER, Found, State
 from msn.runtime.errors import UserError
+from msn.runtime.integrity import all_finite
 from msn.runtime.keyed import Stream, seed64
 from msn.train.build import use_bf16
 from msn.train.optim import MomentumSGD
@@ -100,9 +100,15 @@ class LinearLearner:
     def state(self) -> State:
         return {CLASSIFIER: self.heads.state_dict(), "opt": self.optimizer.state_dict()}
 
-    def load_state(self, state: State, path: Path) -> None:
-        checkpoint.load_weights(self.heads, state[CLASSIFIER], path=path, key=CLASSIFIER)
-        self.optimizer.load_state_dict(state["opt"])
+    def load_state(self, found: Found) -> None:
+        # One of several that has diverged leaves the others alone.
+        alone = len(self.settings) == 1
+        weights = found.state[CLASSIFIER]
+        checkpoint.load_weights(self.heads, weights, path=found.path, key=CLASSIFIER, finite=alone)
+        if not any(all(map(all_finite, head.state_dict().values())) for head in self.heads.heads):
+            raise checkpoint.unusable(found.path, CLASSIFIER, "not one of them is finite")
+        moments = resumable.moments(found, self.optimizer, MomentumSGD.MOMENTS, finite=alone)
+        self.optimizer.load_state_dict(moments)
 
     def _groups(self, weight_decay: float) -> list[dict[str, object]]:
         """Two for each classifier: the linear layer's weights, and what is not decayed."""

@@ -5,10 +5,9 @@ keeps the latest checkpoint, from which the same command goes on exactly, and th
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,48 +18,20 @@ from msn.data.labelled import Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count, worker_deaths
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
 from msn.evaluation.job import Job
+from msn.evaluation.resuming import Learner, best_path, latest_path, resume, take_up
 from msn.runtime import checkpoint, collectives
-from msn.runtime.checkpoint import CLASSIFIER, State
+from msn.runtime.checkpoint import CLASSIFIER, Found
 from msn.runtime.collectives import Ballot, agreed
 from msn.runtime.distributed import job_name
 from msn.runtime.errors import Interrupted, RunError, UserError
 from msn.runtime.files import replacing
-from msn.runtime.identity import changes
 from msn.runtime.lock import locked
+from msn.runtime.resumable import whole_number
 from msn.runtime.signals import stop_on_signal
 from msn.train.runlog import StepTimer, Table, csv_path
 
 COLUMNS = ("epoch", "itr", "step", "loss", "lr", "time (ms)", "images_per_s", "data_wait")
 TOPS = ("top1", "top5")
-
-
-class Learner(Protocol):
-    """What is trained: one classifier, or several that see the same images."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of the classifiers."""
-        ...
-
-    def learning_rate(self, step: int) -> float:
-        """Of the first classifier, for the log."""
-        ...
-
-    def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One optimiser step on normalised images (B, C, S, S): the losses (classifiers,)."""
-        ...
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(classifiers, B, classes), nothing random in it."""
-        ...
-
-    def state(self) -> State:
-        """All that changes while training; what classifies under `CLASSIFIER`."""
-        ...
-
-    def load_state(self, state: State, path: Path) -> None:
-        """Take up what `state` gave. Raises UserError if it is of another model."""
-        ...
 
 
 def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
@@ -176,10 +147,10 @@ def measure_best(config: EvaluationFile, job: Job, learner: Learner) -> Result:
     path = best_path(config)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint to measure; set meta.training: true first")
-    state = checkpoint.load(path, CLASSIFIER)
-    take_up(job, learner, path, state)
+    found = Found(path, checkpoint.load(path, CLASSIFIER))
+    take_up(job, learner, found)
     scores = dict(zip(learner.names, measure(config, job, learner), strict=True))
-    return Result(scores, scores, int(state["epoch"]))
+    return Result(scores, scores, whole_number(found, "epoch"))
 
 
 def require_finite(losses: Tensor, step: int) -> None:
@@ -193,16 +164,6 @@ def require_finite(losses: Tensor, step: int) -> None:
             f"step {step}: the loss is not finite; the likely cause is a learning rate too high for"
             " this batch size: lower optimization.lr"
         )
-
-
-def latest_path(config: EvaluationFile) -> Path:
-    """The file that a run goes on from."""
-    return checkpoint.latest_path(Path(config.logging.folder), config.logging.write_tag)
-
-
-def best_path(config: EvaluationFile) -> Path:
-    """The file with the classifiers of the best epoch."""
-    return Path(config.logging.folder) / f"{config.logging.write_tag}-best.pth.tar"
 
 
 def save(
@@ -231,55 +192,6 @@ def save(
             "version": checkpoint.VERSION,
         }
         checkpoint.save(path, state)
-
-
-def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, list[list[Score]]]:
-    """Take up the run's latest checkpoint: the finished steps, and the scores of each epoch.
-
-    Raises:
-        UserError: it is of another run, or there is none and `meta.load_checkpoint` insists.
-    """
-    path = latest_path(config)
-    if not path.exists():
-        if config.meta.load_checkpoint:
-            raise UserError(
-                f"meta.load_checkpoint is true, but there is no {path};"
-                " set it to false to start from the beginning"
-            )
-        return 0, []
-    state = checkpoint.load(path, CLASSIFIER)
-    take_up(job, learner, path, state)
-    if state["steps_per_epoch"] != job.steps_per_epoch:
-        raise UserError(
-            f"{path}: was made with {state['steps_per_epoch']} steps per epoch, the config gives"
-            f" {job.steps_per_epoch}; use the same data and batch size, or another"
-            " logging.write_tag"
-        )
-    if collectives.rank() == 0:
-        for change in changes(state["config"], config.model_dump(mode="json")):
-            print(f"changed since the checkpoint: {change}")
-        print(f"resumed from {path}: {state['step']} of {job.total_steps} steps done", flush=True)
-    return int(state["step"]), [[Score(*s) for s in scores] for scores in state["accuracy"]]
-
-
-def take_up(job: Job, learner: Learner, path: Path, state: State) -> None:
-    """Load a checkpoint into the learner.
-
-    Raises:
-        UserError: it belongs to other weights or classifiers.
-    """
-    if state.get("weights") != job.weights:
-        raise UserError(
-            f"{path}: was trained on other pre-trained weights than logging.pretrain_path;"
-            " give those, or choose another logging.write_tag"
-        )
-    names = [str(name) for name in learner.names]
-    if state["classifiers"] != names:
-        raise UserError(
-            f"{path}: holds the classifiers {', '.join(state['classifiers'])}, the config asks for"
-            f" {', '.join(names)}; give the same, or choose another logging.write_tag"
-        )
-    learner.load_state(state, path)
 
 
 class _Log:

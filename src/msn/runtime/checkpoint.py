@@ -2,7 +2,7 @@
 
 One file holds one dict with the official keys (`encoder`, `target_encoder`, `prototypes`, `opt`,
 `epoch`, `batch_size`, `world_size`, `lr`, `temperature`, `loss`) and `step`, `config`, `version`,
-and `mean` and `std` that the images were normalised with.
+`mean` and `std` that the images were normalised with, and the `digest` of all tensors.
 `epoch` counts finished epochs, `step` finished optimiser steps; all that a run draws is keyed by
 its step, so nothing else is needed to go on exactly.
 """
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from msn.runtime import sharding
+from msn.runtime import collectives, integrity, sharding
+from msn.runtime.collectives import agreed, of_rank_0
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing, writing
 
@@ -39,6 +40,11 @@ class Found(NamedTuple):
 def latest_path(folder: Path, tag: str) -> Path:
     """The file that a run goes on from."""
     return folder / f"{tag}-latest.pth.tar"
+
+
+def best_path(folder: Path, tag: str) -> Path:
+    """The file with the classifiers of the best epoch, of a run that learns from labels."""
+    return folder / f"{tag}-best.pth.tar"
 
 
 def epoch_path(folder: Path, tag: str, epochs: int) -> Path:
@@ -86,7 +92,7 @@ def save(path: Path, state: State) -> None:
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(state, file)
+            torch.save({**state, integrity.KEY: integrity.digest(state)}, file)
         except RuntimeError as error:  # what torch makes of a failed write
             raise OSError(errno.ENOSPC, "the disk may be full") from error
 
@@ -125,6 +131,8 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
         UserError: there is no such file, it is damaged, or it holds pickled code.
     """
     try:
+        if not integrity.has_its_sums(path):
+            raise _damaged(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; check the path") from None
@@ -149,7 +157,24 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
     if not isinstance(state, dict) or key not in (None, *state):
         key = key or "target_encoder"
         raise UserError(f"{path}: not the checkpoint that is needed, it has no key '{key}'")
+    if not integrity.has_its_digest(state):
+        raise _damaged(path)
+    state.pop(integrity.KEY, None)
     return state
+
+
+def newest_for_all(find: Callable[[], Found | None], key: str = "target_encoder") -> Found | None:
+    """What `find` finds on rank 0, read by every process. All of them call this.
+
+    Raises:
+        UserError: of this process, of what it looked for or read.
+        PeerLost: another process failed to.
+    """
+    with agreed():
+        found = find() if collectives.rank() == 0 else None
+    path = of_rank_0(found and found.path)
+    with agreed():
+        return found or (Found(path, load(path, key)) if path else None)
 
 
 def load_newest(
@@ -179,14 +204,21 @@ def load_newest(
 
 
 def load_weights(
-    module: nn.Module, weights: Any, *, path: Path, key: str, optional: str | None = None
+    module: nn.Module,
+    weights: Any,
+    *,
+    path: Path,
+    key: str,
+    optional: str | None = None,
+    finite: bool = True,
 ) -> None:
     """Load a state dict strictly; a `module.` prefix of DistributedDataParallel is dropped.
 
     Of the names that begin with `optional` all may be missing: the module keeps its own.
 
     Raises:
-        UserError: names are missing or left over, or shapes differ. The module is untouched.
+        UserError: names are missing or left over, shapes differ, or what is there are no numbers
+            or, unless `finite` is false, not finite. The module is untouched.
     """
     weights = state_dict(weights, f"{path}: '{key}'")
     own = module.state_dict()
@@ -195,6 +227,13 @@ def load_weights(
     problems = differences(weights, own)
     if problems:
         raise mismatch(path, key, problems)
+    for name, tensor in weights.items():
+        like = own[name].dtype
+        both = tensor.dtype.is_floating_point and like.is_floating_point
+        dtype = tensor.dtype if both else like
+        problem = integrity.unfit(tensor, tensor.shape, dtype, finite=finite)
+        if problem:
+            raise unusable(path, key, f"{name} {problem}")
     module.load_state_dict({name: sharding.shared_out(weights[name], own[name]) for name in own})
 
 
@@ -204,7 +243,8 @@ def state_dict(value: Any, where: str) -> dict[str, Tensor]:
     Raises:
         UserError: it is not; `where` says what was looked at.
     """
-    if not isinstance(value, dict) or not value or not all(map(torch.is_tensor, value.values())):
+    named = isinstance(value, dict) and value and all(isinstance(name, str) for name in value)
+    if not named or not all(map(torch.is_tensor, value.values())):
         raise UserError(f"{where} is not a state dict; it must map names to tensors")
     return {name.removeprefix("module."): tensor for name, tensor in value.items()}
 
@@ -231,10 +271,17 @@ def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
     )
 
 
+def unusable(path: Path, key: str, problem: str) -> UserError:
+    """The error for weights that no model can have."""
+    return UserError(
+        f"{path}: '{key}' cannot be used: {problem}; take another file, such as an earlier save"
+    )
+
+
 def _newest_first(folder: Path, tag: str) -> list[Path]:
-    latest = latest_path(folder, tag)
+    latest, best = latest_path(folder, tag), best_path(folder, tag)
     earlier = [*_numbered(folder, tag, "step"), *_numbered(folder, tag, "ep")]
-    return [latest] * latest.exists() + earlier
+    return [latest] * latest.exists() + earlier + [best] * best.exists()
 
 
 def _numbered(folder: Path, tag: str, kind: str) -> list[Path]:

@@ -75,16 +75,3 @@ def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     mesh, placements = like.device_mesh, like.placements
     return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
-
-
-def moments_shared_out(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimiser's state with each parameter's whole moments held as the parameter is."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {
-        index: {
-            name: shared_out(value, parameters[index]) if name != "step" else value
-            for name, value in own.items()
-        }
-        for index, own in state["state"].items()
-    }
-    return {**state, "state": moments}

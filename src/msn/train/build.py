@@ -24,6 +24,7 @@ from msn.models.head import projection_head
 from msn.runtime import checkpoint, collectives, sharding
 from msn.runtime.devices import require_compiler
 from msn.runtime.errors import UserError
+from msn.runtime.integrity import unfit
 from msn.runtime.keyed import Stream, seed64
 from msn.train.optim import FiniteGuard, build_optimizer, parameter_groups
 
@@ -124,16 +125,19 @@ class Parts:
         path, state = found
         key = "encoder" if "encoder" in state else "target_encoder"
         prototypes = state.get("prototypes")
-        own_shape = tuple(self.model.prototypes.shape)
-        if prototypes is not None and tuple(prototypes.shape) != own_shape:
-            shapes = f"the file has {tuple(prototypes.shape)}, the model {own_shape}"
+        own = self.model.prototypes
+        if isinstance(prototypes, Tensor) and prototypes.shape != own.shape:
+            shapes = f"the file has {tuple(prototypes.shape)}, the model {tuple(own.shape)}"
             raise checkpoint.mismatch(path, "prototypes", [shapes])
+        problem = prototypes is not None and unfit(prototypes, own.shape, own.dtype, finite=True)
+        if problem:
+            raise checkpoint.unusable(path, "prototypes", problem)
         both = ((self.model.anchor, key), (self.model.target, "target_encoder"))
         for module, name in both:
             checkpoint.load_weights(module, state[name], path=path, key=name, optional="fc.")
         if prototypes is not None:
             with torch.no_grad():
-                self.model.prototypes.copy_(sharding.shared_out(prototypes, self.model.prototypes))
+                own.copy_(sharding.shared_out(prototypes, own))
 
 
 def build_parts(config: Config, device: torch.device) -> Parts:

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter from step to step."""
+
 
 def parameter_groups(encoder: nn.Module, prototypes: nn.Parameter) -> list[dict[str, Any]]:
     """Each trainable parameter in exactly one group, as in the official code.
@@ -81,6 +84,8 @@ class MomentumSGD(torch.optim.Optimizer):
         momentum: share of the last step that is repeated.
         nesterov: look one step of the momentum ahead.
     """
+
+    MOMENTS = ("steps",)
 
     def __init__(
         self, groups: list[dict[str, Any]], *, momentum: float = 0.9, nesterov: bool = True

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from msn.config.load import Config
-from msn.runtime import checkpoint, collectives, sharding
-from msn.runtime.collectives import agreed, of_rank_0
+from msn.runtime import checkpoint, collectives, resumable
+from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
 from msn.runtime.identity import changes
+from msn.runtime.resumable import whole_number
 from msn.train.build import Parts
+from msn.train.optim import ADAM_MOMENTS, set_hyperparameters
 
 
 def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
@@ -16,14 +18,9 @@ def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
     In this order: the run's own newest checkpoint, `meta.read_checkpoint` (with
     `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimiser state warm-starts.
     """
+    found = checkpoint.newest_for_all(lambda: find(config, folder, tag))
     with agreed():
-        found = find(config, folder, tag) if collectives.rank() == 0 else None
-    path = of_rank_0(found and found.path)
-    if path is None:
-        return 0
-    with agreed():
-        # The others read what rank 0 chose.
-        return restore(config, parts, found or checkpoint.Found(path, checkpoint.load(path)))
+        return restore(config, parts, found) if found else 0
 
 
 def find(config: Config, folder: Path, tag: str) -> checkpoint.Found | None:
@@ -51,7 +48,8 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
     """Continue a run exactly: weights, optimiser, step. Without optimiser state, weights only.
 
     Raises:
-        UserError: the checkpoint is of another model, or its steps are cut differently.
+        UserError: the checkpoint is of another model, its steps are cut differently, or it holds
+            what nothing can go on from.
     """
     path, state = found
     if "opt" not in state or str(path) == config.meta.init_from:
@@ -65,13 +63,16 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
                 " name it in meta.init_from, with another logging.write_tag, to warm-start from it"
             )
     done = steps_done(config, parts, found)
+    before = resumable.mapping(found, "config")
     parts.load_weights(found)
-    try:
-        moments = sharding.moments_shared_out(state["opt"], parts.optimizer)
-        parts.optimizer.load_state_dict(moments)
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise checkpoint.mismatch(path, "opt", ["it has other parameter groups"]) from None
-    for change in changes(state["config"], config.model_dump(mode="json")):
+    moments = resumable.moments(found, parts.optimizer, ADAM_MOMENTS)
+    parts.optimizer.load_state_dict(moments)
+    set_hyperparameters(
+        parts.optimizer,
+        learning_rate=parts.schedules.learning_rate(done),
+        weight_decay=parts.schedules.weight_decay(done),
+    )
+    for change in changes(before, config.model_dump(mode="json")):
         say(f"changed since the checkpoint: {change}")
     say(f"resumed from {path}: {done} of {parts.total_steps} steps done")
     return done
@@ -83,9 +84,10 @@ def steps_done(config: Config, parts: Parts, found: checkpoint.Found) -> int:
     Raises:
         UserError: the global batch or the number of images is another one.
     """
-    path, state = found
-    step, per_epoch = int(state["step"]), int(state["steps_per_epoch"])
-    images, processes = state["batch_size"], state["world_size"]
+    path, step = found.path, whole_number(found, "step")
+    per_epoch = whole_number(found, "steps_per_epoch", least=1)
+    images = whole_number(found, "batch_size", least=1)
+    processes = whole_number(found, "world_size", least=1)
     same = images * processes == parts.batch.total
     if same and per_epoch == parts.steps_per_epoch:
         return step

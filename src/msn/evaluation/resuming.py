@@ -1,0 +1,131 @@
+"""What trains on labels, and how it goes on from a checkpoint of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from msn.config.load import EvaluationFile
+from msn.evaluation.accuracy import Score
+from msn.evaluation.job import Job
+from msn.runtime import checkpoint, collectives
+from msn.runtime.checkpoint import CLASSIFIER, Found, State
+from msn.runtime.collectives import agreed
+from msn.runtime.errors import UserError
+from msn.runtime.identity import changes
+from msn.runtime.resumable import mapping, refusal, whole_number
+
+
+class Learner(Protocol):
+    """What is trained: one classifier, or several that see the same images."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the classifiers."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Of the first classifier, for the log."""
+        ...
+
+    def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """One optimiser step on normalised images (B, C, S, S): the losses (classifiers,)."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(classifiers, B, classes), nothing random in it."""
+        ...
+
+    def state(self) -> State:
+        """All that changes while training; what classifies under `CLASSIFIER`."""
+        ...
+
+    def load_state(self, found: Found) -> None:
+        """Take up what `state` gave. Raises UserError if it is of another model."""
+        ...
+
+
+def latest_path(config: EvaluationFile) -> Path:
+    """The file that a run goes on from."""
+    return checkpoint.latest_path(Path(config.logging.folder), config.logging.write_tag)
+
+
+def best_path(config: EvaluationFile) -> Path:
+    """The file with the classifiers of the best epoch."""
+    return checkpoint.best_path(Path(config.logging.folder), config.logging.write_tag)
+
+
+def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, list[list[Score]]]:
+    """Take up the run's newest checkpoint: the finished steps, and the scores of each epoch.
+
+    Raises:
+        UserError: it is of another run, or there is none and `meta.load_checkpoint` insists.
+    """
+    folder, tag = Path(config.logging.folder), config.logging.write_tag
+    found = checkpoint.newest_for_all(
+        lambda: checkpoint.load_newest(folder, tag, print, CLASSIFIER), CLASSIFIER
+    )
+    if found is None:
+        if config.meta.load_checkpoint:
+            raise UserError(
+                f"meta.load_checkpoint is true, but there is no {latest_path(config)};"
+                " set it to false to start from the beginning"
+            )
+        return 0, []
+    with agreed():
+        step, epochs = steps_done(job, learner, found)
+        before = mapping(found, "config")
+        take_up(job, learner, found)
+    if collectives.rank() == 0:
+        for change in changes(before, config.model_dump(mode="json")):
+            print(f"changed since the checkpoint: {change}")
+        print(f"resumed from {found.path}: {step} of {job.total_steps} steps done", flush=True)
+    return step, epochs
+
+
+def steps_done(job: Job, learner: Learner, found: Found) -> tuple[int, list[list[Score]]]:
+    """The finished steps, and the scores of each finished epoch.
+
+    Raises:
+        UserError: they are none, or of an epoch of another length.
+    """
+    step, per_epoch = whole_number(found, "step"), whole_number(found, "steps_per_epoch", least=1)
+    if per_epoch != job.steps_per_epoch:
+        raise UserError(
+            f"{found.path}: was made with {per_epoch} steps per epoch, the config gives"
+            f" {job.steps_per_epoch}; use the same data and batch size, or another"
+            " logging.write_tag"
+        )
+    try:
+        epochs = [[Score(*map(float, s)) for s in scores] for scores in found.state["accuracy"]]
+    except (KeyError, TypeError, ValueError):
+        epochs = []
+    counts = [len(scores) for scores in epochs]
+    if counts != [len(learner.names)] * (step // per_epoch):
+        expected = f"{len(learner.names)} for each of {step // per_epoch} epochs"
+        raise refusal(found, "accuracy", f"holds other scores than the {expected}")
+    return step, epochs
+
+
+def take_up(job: Job, learner: Learner, found: Found) -> None:
+    """Load a checkpoint into the learner.
+
+    Raises:
+        UserError: it belongs to other weights or classifiers.
+    """
+    path, state = found
+    if state.get("weights") != job.weights:
+        raise UserError(
+            f"{path}: was trained on other pre-trained weights than logging.pretrain_path;"
+            " give those, or choose another logging.write_tag"
+        )
+    names = [str(name) for name in learner.names]
+    if state.get("classifiers") != names:
+        others = state.get("classifiers")
+        shown = ", ".join(map(str, others)) if isinstance(others, list) else repr(others)
+        raise UserError(
+            f"{path}: holds the classifiers {shown}, the config asks for"
+            f" {', '.join(names)}; give the same, or choose another logging.write_tag"
+        )
+    learner.load_state(found)
