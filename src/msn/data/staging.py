@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from msn.data.mapped import THREADS
+from msn.data.sources.base import EXTENSIONS, MAX_BYTES
 from msn.data.tar_file import checked
 from msn.runtime.errors import UserError
 
@@ -55,7 +57,7 @@ def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
             partial = home / f"{target.name}.partial"
             if partial.exists():
                 shutil.rmtree(partial)
-            _require_space(source, home, sum(file.size for file in files))
+            _require_space(source, home, sum(file.size for file in files if not _is_huge(file)))
             say(f"copying {source} to {target}")
             try:
                 _copy(source, folders, files, partial)
@@ -73,15 +75,21 @@ def _copy(source: Path, folders: list[str], files: list[_File], target: Path) ->
     for folder in folders:
         (target / folder).mkdir(parents=True, exist_ok=True)
     with _refused(source), ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda file: _copy_file(source / file.path, target / file.path), files):
+        for _ in pool.map(partial(_copy_file, source, target), files):
             pass
 
 
-def _copy_file(original: Path, target: Path) -> None:
-    if original.is_file():
-        shutil.copy2(original, target)
+def _copy_file(source: Path, target: Path, file: _File) -> None:
+    original = source / file.path
+    if original.is_file() and not _is_huge(file):
+        shutil.copy2(original, target / file.path)
     else:  # a link that leads nowhere, a pipe, a device: as bad an image as there
-        target.symlink_to(original.absolute())
+        (target / file.path).symlink_to(original.absolute())
+
+
+def _is_huge(file: _File) -> bool:
+    """Whether it is an image that no source would read, perhaps a sparse file."""
+    return file.size > MAX_BYTES and file.path.lower().endswith(EXTENSIONS)
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -82,11 +82,13 @@ def test_paths_start_from_the_root_or_else_from_the_list(tmp_path: Path) -> None
 
 
 def test_a_listed_file_may_be_missing_or_none(tmp_path: Path) -> None:
-    source = listed("gone.png\n/dev/zero 1\n".replace(" 1", ""), tmp_path)
+    source = listed("gone.png\n/dev/zero\nnul\0.png\n", tmp_path)
     with pytest.raises(BadImage, match=r"gone\.png: No such file or directory"):
         source.read(0)
     with pytest.raises(BadImage, match="/dev/zero: not a regular file"):
         source.read(1)
+    with pytest.raises(BadImage, match="embedded null byte"):
+        source.read(2)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import os
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -204,12 +206,9 @@ class ArraySource:
 
 def read_file(path: str) -> bytes:
     """The content of an image file. Raises BadImage, also for a pipe or a device."""
-    try:
-        with open_regular(path) as file:
-            refuse_large(path, os.fstat(file.fileno()).st_size)
-            return file.read()
-    except OSError as error:
-        raise BadImage(path, error.strerror or repr(error)) from error
+    with _bad_if_refused(path), open_regular(path) as file:
+        refuse_large(path, os.fstat(file.fileno()).st_size)
+        return file.read()
 
 
 def refuse_large(path: str, size: int) -> None:
@@ -220,10 +219,8 @@ def refuse_large(path: str, size: int) -> None:
 
 def file_stamp(path: str) -> str:
     """The stamp of an image that is a file, without reading it. Raises BadImage."""
-    try:
+    with _bad_if_refused(path):
         found = os.stat(path)
-    except OSError as error:
-        raise BadImage(path, error.strerror or repr(error)) from error
     return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
@@ -262,3 +259,14 @@ def _require_folder(path: Path, key: str) -> None:
         raise UserError(f"{key}: no such folder: {path}; create it or correct the path")
     if not path.is_dir():
         raise UserError(f"{key}: {path} is a file, not a folder; name the folder that holds it")
+
+
+@contextmanager
+def _bad_if_refused(path: str) -> Iterator[None]:
+    """Turn what the file system refuses into a BadImage."""
+    try:
+        yield
+    except OSError as error:
+        raise BadImage(path, error.strerror or repr(error)) from error
+    except ValueError as error:  # of a name that no file can have
+        raise BadImage(path, str(error)) from error

@@ -57,8 +57,8 @@ def _open_images(file: Path) -> Arrays:
         return cached(f"idx {file.absolute()}", partial(_unpack, file))
     with _reading(file) as stream:
         shape = _shape(file, stream, 3)
-    _require_length(file, shape, file.stat().st_size - HEADER_BYTES[3])
-    return Mapped(str(file.absolute()), {"images": ("|u1", (*shape, 1), HEADER_BYTES[3])})
+        _require_length(file, shape, file.stat().st_size - HEADER_BYTES[3])
+        return Mapped(str(file.absolute()), {"images": ("|u1", (*shape, 1), HEADER_BYTES[3])})
 
 
 def _unpack(file: Path, watch: Watch) -> Arrays:
