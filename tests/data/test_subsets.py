@@ -174,10 +174,24 @@ def url(lists: dict[str, bytes], tmp_path: Path) -> Iterator[str]:
 
 
 def test_fetching(lists: dict[str, bytes], url: str, tmp_path: Path) -> None:
-    for _ in range(2):  # a second time replaces the first
-        paths = fetch(tmp_path / "here", f"{url}/")
-        assert [str(path.relative_to(tmp_path / "here")) for path in paths] == list(lists)
-        assert {path.read_bytes() for path in paths} == set(lists.values())
+    here = tmp_path / "here"
+    assert fetch(here, f"{url}/") == [here / name for name in lists]
+    assert {name: (here / name).read_bytes() for name in lists} == lists
+
+
+def test_lists_that_are_there_are_left_alone(
+    lists: dict[str, bytes], url: str, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    fetch(here, url)
+    assert fetch(here, "http://127.0.0.1:1") == []  # stays off the network
+    wrong, gone, *_ = (here / name for name in lists)
+    wrong.write_bytes(wrong.read_bytes() + b"more\n")
+    gone.unlink()
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch(here, "http://127.0.0.1:1")
+    assert fetch(here, url) == [wrong, gone]
+    assert {name: (here / name).read_bytes() for name in lists} == lists
 
 
 @pytest.mark.parametrize("content", [b"other\n", b"", b"n2_2.JPEG\n and more"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,38 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_dry_run_says_what_it_would_do(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = values(weights, tmp_path / "run", optimization__warmup=0)
+    finetune = ["--fname", str(write(tmp_path / "finetune.yaml", sections))]
+    del sections["optimization"]["warmup"]
+    linear = ["--fname", str(write(tmp_path / "linear.yaml", sections)), "optimization.lr=[1, 2]"]
+    for words, classifiers in (
+        (["pretrain", "--linear-eval", *linear], "2: lr=1 blocks=1, lr=2 blocks=1"),
+        (["evaluate", "linear", *linear], "2: lr=1 blocks=1, lr=2 blocks=1"),
+        (["pretrain", "--finetune", *finetune], "1: finetune"),
+        (["evaluate", "finetune", *finetune], "1: finetune"),
+    ):
+        assert main([*words, "--dry-run", "--devices", "cpu", "cpu"]) == 0
+        facts = dict(re.split("  +", line, maxsplit=1) for line in plan(capsys))
+        assert facts == {
+            "device": "cpu, 2 processes",
+            "weights": str(weights),
+            "images": "1297 to learn from, 500 to measure with",
+            "classes": "10",
+            "classifiers": classifiers,
+            "batch": "64 per process, 128 over all",
+            "steps": "10 per epoch, 20 in 2 epochs",
+            "output": f"{tmp_path}/run/run-*",
+        }
+    assert not (tmp_path / "run").exists()
+
+
+def plan(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
 WRONG = [
     (["logging.pretrain_path=/nonexistent"], "/nonexistent"),
     (["meta.model_name=deit_small"], "not of deit_small"),
@@ -301,7 +334,9 @@ WRONG = [
     (["data.source=folder", "data.root_path={}/flat"], "the images have no labels"),
     (["data.source=folder", "data.root_path={}/odd", "data.num_classes=2"], "val images are of 3"),
     (["data.subset=/nonexistent"], "/nonexistent: no such list"),
-    (["--dry-run"], "--dry-run plans a pre-training"),
+    (["--profile", "1"], "--profile times a pre-training; leave it out"),
+    (["--dry-run", "optimization.batch_size=2000"], "a step takes 2000 images"),
+    (["--dry-run", "logging.pretrain_path=/nonexistent"], "/nonexistent"),
 ]
 
 

@@ -28,6 +28,29 @@ def test_the_command_writes_a_picture(tmp_path: Path, photo: Path) -> None:
     assert picture.shape[1] == GAP + 2 * (224 + GAP) + 5 * (96 + GAP)
 
 
+def test_keys_that_views_do_not_depend_on_are_put_aside(
+    tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unfinished config, and the data set of nobody, are no reason to refuse; a typo is."""
+    text = "data: {rand_size: 32, rand_views: 2, focal_views: 0, source: folder, num_workers: no}\n"
+    text += "meta: {encoder: {patch_size: 8, embed_dim: 8, depth: 1, num_heads: 1}, precision: x}\n"
+    (tmp_path / "c.yaml").write_text(text + "criterion: {batch_size: -1}\noptimization: 3\n")
+    words = ["views", "--fname", str(tmp_path / "c.yaml"), "--image", str(photo)]
+    out = tmp_path / "new" / "views.png"
+    words += ["--epochs", "1", "--out", str(out), "data.root_path=~nobody"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert np.asarray(PIL.Image.open(out)).shape == (HEADER + 32 + GAP, GAP + 3 * (32 + GAP), 3)
+    for wrong, message in {
+        "data.rand_size=4": "data.rand_size",
+        "data.rand_sise=32": "did you mean 'rand_size'",
+        "meta.sed=3": "did you mean 'seed'",
+        "meta.encoder.depth=0": "meta.encoder.depth = 0",
+    }.items():
+        assert main([*words, wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_as_many_patches_are_dark_as_are_dropped() -> None:
     config = load_config(RECIPE, ["data.color_jitter=0", "data.grayscale=0", "data.blur=0"])
     white = ArrayImage(np.full((50, 50, 3), 255, np.uint8), 3)

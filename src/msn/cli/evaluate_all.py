@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msn.cli.weights import Bench, beside, open_bench
+from msn.cli.terminal import say_written
+from msn.cli.weights import Bench, open_bench, result_path
 from msn.data.sources import Source
 from msn.evaluation.features import PIXELS, evenly_spaced, raw_pixels, views
 from msn.evaluation.frozen import frozen
@@ -21,6 +22,7 @@ from msn.visualize.report import Representation, Scores, available, score
 def run(options: argparse.Namespace) -> None:
     """Print the table and write it as Markdown."""
     bench = open_bench(options)
+    path = result_path(options, "evaluation.md")
     splits = bench.labelled()
     chosen = [evenly_spaced(len(source), options.max_images) for source in splits]
     train_labels, val_labels = (
@@ -40,10 +42,9 @@ def run(options: argparse.Namespace) -> None:
         linear.append(_linear(row, train_labels, val_labels, bench.encoder.devices[0]))
     text = markdown(rows, linear, options.k)
     print(text)
-    path = options.out or beside(options.weights, "evaluation.md")
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    print(f"\nwritten: {path}")
+    say_written(path)
 
 
 def markdown(rows: Sequence[Scores], linear: Sequence[float], k: int) -> str:

@@ -4,9 +4,12 @@ import argparse
 
 from msn.cli import experiment
 from msn.config.load import FinetuneConfig
-from msn.evaluation.finetune import finetune
+from msn.evaluation.finetune import finetune, prepare
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the fine-tuning of the config and print its table."""
-    experiment.run_and_print("evaluate finetune", options, FinetuneConfig, finetune)
+    if options.dry_run:
+        experiment.plan(options, FinetuneConfig, prepare)
+    else:
+        experiment.run_and_print("evaluate finetune", options, FinetuneConfig, finetune)

@@ -2,7 +2,8 @@
 
 import argparse
 
-from msn.cli.weights import beside, open_bench, taps_of
+from msn.cli.terminal import say_written
+from msn.cli.weights import open_bench, result_path, taps_of
 from msn.evaluation.knn import Setting, knn_sweep
 from msn.runtime.files import write_json
 
@@ -10,6 +11,7 @@ from msn.runtime.files import write_json
 def run(options: argparse.Namespace) -> None:
     """Print a table, and write it as JSON beside the weights."""
     bench = open_bench(options)
+    path = result_path(options, "knn.json")
     taps, device = taps_of(options), bench.encoder.devices[0]
     # Masked or not, the held-out images are seen whole.
     train, val = bench.labelled()
@@ -34,6 +36,5 @@ def run(options: argparse.Namespace) -> None:
         vote = "plain" if temperature is None else f"weighted, {temperature:g}"
         print(f"| {k} | {vote} | {result.top1:.1f} |")
         rows.append({"k": k, "temperature": temperature, "top1": result.top1})
-    path = beside(options.weights, "knn.json")
     write_json(path, {"unit": "percent", "results": rows})
-    print(f"written: {path}")
+    say_written(path)

@@ -4,9 +4,12 @@ import argparse
 
 from msn.cli import experiment
 from msn.config.load import LinearConfig
-from msn.evaluation.linear import linear_evaluation
+from msn.evaluation.linear import linear_evaluation, prepare
 
 
 def run(options: argparse.Namespace) -> None:
     """Run the linear evaluation of the config and print its table."""
-    experiment.run_and_print("evaluate linear", options, LinearConfig, linear_evaluation)
+    if options.dry_run:
+        experiment.plan(options, LinearConfig, prepare)
+    else:
+        experiment.run_and_print("evaluate linear", options, LinearConfig, linear_evaluation)

@@ -9,7 +9,8 @@ import argparse
 import numpy as np
 import torch
 
-from msn.cli.weights import Bench, beside, open_bench
+from msn.cli.terminal import say_written
+from msn.cli.weights import Bench, beside, open_bench, result_path
 from msn.data.sources import Source
 from msn.data.subsets import read_subset
 from msn.evaluation.curve import (
@@ -26,7 +27,7 @@ from msn.evaluation.frozen import Taps
 from msn.evaluation.logistic import check_settings, prepare
 from msn.evaluation.lowshot import draw_subset
 from msn.runtime.errors import UserError
-from msn.runtime.files import write_json
+from msn.runtime.files import prepare_place, write_json
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,6 +40,9 @@ def run(options: argparse.Namespace) -> None:
     if options.plot and options.plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {options.plot}: must end in .png or .svg")
     bench = open_bench(options)
+    path = result_path(options, "logistic.json")
+    if options.plot:
+        prepare_place(options.plot)
     train, val = bench.labelled()
     chosen = _label_sets(options, train)
     used = np.unique(np.concatenate([indices for _, indices in chosen]))
@@ -62,9 +66,8 @@ def run(options: argparse.Namespace) -> None:
     if options.plot:
         plot(options.plot, found)
     settings = {name: getattr(options, name) for name in ("solver", "penalty", "mask", "normalize")}
-    path = beside(options.weights, "logistic.json")
     write_json(path, {**settings, **as_json(outcomes, found)})
-    print(f"written: {path}")
+    say_written(path, *filter(None, [options.plot]))
 
 
 def _official_words(options: argparse.Namespace) -> None:

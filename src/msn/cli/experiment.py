@@ -1,13 +1,19 @@
 """What the commands that run a config file have in common."""
 
 import argparse
+import glob
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from msn.config.load import ConfigFile, load
+from msn.cli.terminal import say_written
+from msn.config.load import Config, EvaluationFile, load
+from msn.evaluation.job import Job
+from msn.evaluation.plan import describe
+from msn.evaluation.supervised import Learner
 from msn.runtime import collectives
 from msn.runtime.devices import choose_device
 from msn.runtime.distributed import World, find_world, joined
@@ -15,7 +21,8 @@ from msn.runtime.errors import UserError
 from msn.runtime.identity import identity
 from msn.runtime.spawn import spawn
 
-File = TypeVar("File", bound=ConfigFile)
+File = TypeVar("File", bound=Config | EvaluationFile)
+Evaluation = TypeVar("Evaluation", bound=EvaluationFile)
 
 
 def read(options: argparse.Namespace, kind: type[File]) -> tuple[File, list[torch.device], World]:
@@ -54,8 +61,13 @@ def run(
         for notice in config.notices():
             print(f"note: {notice}")
     settings = identity(config.model_dump(mode="json"))
+    place = Path(config.logging.folder), config.logging.write_tag
+    before = _files(*place)
     with joined(world, devices[0], identity=settings, timeout=options.start_timeout):
         work(config, devices[0])
+    if world.rank == 0:
+        after = _files(*place)
+        say_written(*sorted(path for path in after if after[path] != before.get(path)))
 
 
 def run_and_print(
@@ -72,6 +84,23 @@ def run_and_print(
             print(table)
 
     run(command, options, kind, work)
+
+
+def plan(
+    options: argparse.Namespace,
+    kind: type[Evaluation],
+    prepare: Callable[[Evaluation, torch.device], tuple[Job, Learner]],
+) -> None:
+    """Print what an evaluation would do, and do nothing."""
+    config, devices, world = read(options, kind)
+    job, learner = prepare(config, devices[0])
+    print(describe(config, job, learner.names, devices[0], max(world.size, len(devices))))
+
+
+def _files(folder: Path, tag: str) -> dict[Path, int]:
+    """The files of a run, and when they were written."""
+    found = folder.glob(f"{glob.escape(tag)}[-_]*")
+    return {path: path.stat().st_mtime_ns for path in found if path.suffix != ".tmp"}
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

@@ -4,15 +4,18 @@ import argparse
 
 import torch
 
+from msn.cli.terminal import say_written
 from msn.interop import anything, huggingface, official, release, timm_vit
 from msn.interop.classifiers import with_linear_head
 from msn.interop.graph import Graph, write_onnx, write_torch
 from msn.interop.weights import Weights
 from msn.runtime.errors import UserError
+from msn.runtime.files import prepare_place
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the weights in another form."""
+    prepare_place(options.out, folder=options.to in ("huggingface", "timm", "release"))
     if options.to == "release":
         release.write(options.out, options.weights)
     else:
@@ -20,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
         if options.head:
             weights = with_linear_head(weights, options.head)
         write(weights, options)
-    print(f"wrote {options.out}")
+    say_written(options.out)
 
 
 def write(weights: Weights, options: argparse.Namespace) -> None:

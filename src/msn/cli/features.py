@@ -2,21 +2,25 @@
 
 import argparse
 
+from msn.cli.terminal import say_written
 from msn.cli.weights import open_bench, taps_of
 from msn.evaluation.features import check_name, write
 from msn.runtime.errors import UserError
+from msn.runtime.files import prepare_place
 
 
 def run(options: argparse.Namespace) -> None:
     """Compute them, or go on from where an interrupted run was, and write one file."""
     check_name(options.out)
+    prepare_place(options.out)
     bench = open_bench(options)
-    if not bench.cache:
-        bench = bench._replace(cache=options.out.with_name(f"{options.out.name}.cache"))
+    cache = bench.cache or options.out.with_name(f"{options.out.name}.cache")
+    bench = bench._replace(cache=cache)
     found = bench.features(bench.open(options.split), taps=taps_of(options))
     if not len(found.features):
         raise UserError(f"the {options.split} split holds no images; check data.root_path")
     write(options.out, found)
     rows, width = found.features.shape
     labels = "with labels" if found.labels is not None else "without labels"
-    print(f"{options.out}: {rows} x {width}, {labels}")
+    print(f"{rows} x {width}, {labels}")
+    say_written(options.out, cache)

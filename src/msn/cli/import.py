@@ -4,12 +4,13 @@ import argparse
 import json
 from pathlib import Path
 
+from msn.cli.terminal import say_written
 from msn.config.load import load_config
 from msn.interop import anything, huggingface, official, release, timm_vit, zoo
 from msn.interop.pretrained import official_names, require_model
 from msn.interop.weights import Weights
 from msn.runtime.errors import UserError
-from msn.runtime.files import replacing
+from msn.runtime.files import prepare_place, replacing
 
 ZOO = "official:"
 WRITERS = {"official": official.write, "huggingface": huggingface.write, "timm": timm_vit.write}
@@ -19,6 +20,8 @@ def run(options: argparse.Namespace) -> None:
     """Read weights, say what they are, and write them where asked to."""
     if (options.out is None) != (options.format is None):
         raise UserError("OUT and --as go together: give both, or neither to look only")
+    if options.format:
+        prepare_place(options.out, folder=options.format != "official")
     if options.format == "run":
         unpack(Path(options.source), options.out)
         return
@@ -34,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     print(describe(weights))
     if options.format:
         WRITERS[options.format](options.out, weights)
-        print(f"wrote {options.out}")
+        say_written(options.out)
 
 
 def unpack(source: Path, folder: Path) -> None:
@@ -44,7 +47,8 @@ def unpack(source: Path, folder: Path) -> None:
         config = load_config(path, [f"logging.folder={json.dumps(str(folder))}"])
         with replacing(path) as temporary:
             temporary.write_text(config.dump_yaml(), encoding="utf-8")
-        print(f"wrote {folder}; to go on: python main.py --fname {path}")
+        print(f"to go on: python main.py --fname {path}")
+    say_written(folder)
 
 
 def describe(weights: Weights) -> str:

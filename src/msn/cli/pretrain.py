@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from msn.cli import evaluate_linear, experiment
+from msn.cli import evaluate_finetune, evaluate_linear, experiment
 from msn.config.load import Config
 from msn.runtime.errors import UserError
 from msn.train.plan import describe
@@ -13,11 +13,12 @@ from msn.train.profiling import profile_steps
 
 def run(options: argparse.Namespace) -> None:
     """Run the experiment of the config."""
-    if options.linear_eval:
-        if options.dry_run or options.profile:
-            asked = "--dry-run plans" if options.dry_run else "--profile times"
-            raise UserError(f"{asked} a pre-training; leave it out with --linear-eval")
-        evaluate_linear.run(options)
+    if options.linear_eval or options.finetune:
+        if options.profile:
+            raise UserError(
+                "--profile times a pre-training; leave it out with --linear-eval or --finetune"
+            )
+        (evaluate_linear if options.linear_eval else evaluate_finetune).run(options)
     elif options.dry_run:
         config, devices, world = experiment.read(options, Config)
         print(describe(config, devices[0], max(world.size, len(devices))))

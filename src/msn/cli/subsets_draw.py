@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 import torch
 
+from msn.cli.terminal import say_written
 from msn.config.load import load_images
 from msn.data.subsets import write_subset
 from msn.evaluation.lowshot import draw_subset
@@ -31,4 +32,4 @@ def run(options: argparse.Namespace) -> None:
     ]
     for path, indices in wanted:
         write_subset(path, source, indices.numpy())
-        print(f"{path}: {len(indices)} images")
+    say_written(*(path for path, _ in wanted))

@@ -2,10 +2,13 @@
 
 import argparse
 
-from msn.data.subsets import fetch, official_url
+from msn.cli.terminal import say_written
+from msn.data.subsets import fetch, official_lists, official_url
 
 
 def run(options: argparse.Namespace) -> None:
     """Get all ten, check their SHA-256, and only then install them."""
-    for path in fetch(options.folder, options.url or official_url()):
-        print(path)
+    fetched = fetch(options.folder, options.url or official_url())
+    if not fetched:
+        print(f"all {len(official_lists())} lists are in {options.folder} already, and right")
+    say_written(*fetched)

@@ -3,6 +3,7 @@
 import codecs
 import io
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 PLAIN = {"±": "+/-"}
@@ -24,6 +25,12 @@ def prepare_streams() -> None:
     codecs.register_error("msn", _shown)
     sys.stdout = _prepared(sys.stdout)
     sys.stderr = _prepared(sys.stderr)
+
+
+def say_written(*paths: Path) -> None:
+    """Name the files that a command has written: its last words."""
+    for path in paths:
+        print(f"wrote {path}")
 
 
 def _prepared(stream: TextIO) -> TextIO:

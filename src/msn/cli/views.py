@@ -4,20 +4,22 @@ import argparse
 
 import PIL.Image
 
-from msn.config.load import load_config
+from msn.cli.terminal import say_written
+from msn.config.load import load_views
 from msn.data.image import BadImage, open_image
 from msn.data.sources.base import read_file
 from msn.runtime.errors import UserError
-from msn.runtime.files import replacing
+from msn.runtime.files import prepare_place, replacing
 from msn.visualize.contact_sheet import contact_sheet
 
 
 def run(options: argparse.Namespace) -> None:
     """Draw the views of one image; the data set of the config is not touched."""
-    config = load_config(options.fname, options.overrides)
+    config = load_views(options.fname, options.overrides)
     out = options.out
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: is written as PNG; give a name that ends in .png")
+    prepare_place(out)
     try:
         data = read_file(str(options.image))
         image = open_image(data, config.data.channels or 3, str(options.image))
@@ -26,4 +28,4 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--image {bad}; name another image") from None
     with replacing(out) as path:
         PIL.Image.fromarray(sheet).save(path, format="PNG")
-    print(f"{options.epochs} rows of views in {out}")
+    say_written(out)

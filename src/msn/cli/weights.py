@@ -15,6 +15,7 @@ from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
 from msn.interop.pretrained import Pretrained, read_pretrained
 from msn.runtime.devices import choose_device
 from msn.runtime.errors import UserError
+from msn.runtime.files import prepare_place
 from msn.train.build import open_images, use_bf16
 
 
@@ -110,6 +111,17 @@ def open_bench(options: argparse.Namespace) -> Bench:
         options.batch_size,
         options.cache,
     )
+
+
+def result_path(options: argparse.Namespace, ending: str) -> Path:
+    """Where a result goes: to --out, or beside the weights.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    path: Path = options.out or beside(options.weights, ending)
+    prepare_place(path)
+    return path
 
 
 def beside(weights: str | Path, ending: str) -> Path:

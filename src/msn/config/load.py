@@ -46,6 +46,7 @@ __all__ = [
     "Probe",
     "load_config",
     "load_images",
+    "load_views",
 ]
 
 
@@ -229,14 +230,37 @@ def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> F
     for name in kind.model_fields:
         if document.values.get(name) is None:  # absent or empty: what is required in it says so
             document.values[name] = {}
-    try:
-        return kind.model_validate(document.values)
-    except ValidationError as error:
-        raise UserError(explain(error, document, kind)) from None
+    return _validated(kind, document)
 
 
 class _ImagesFile(ConfigFile):
     data: Images
+
+
+def load_views(path: str | Path, overrides: Sequence[str]) -> Config:
+    """Read what a config says of the views; what else it says is put aside, right or wrong.
+
+    Raises:
+        UserError: as `load` does; of the file only the keys that views depend on are looked at,
+            and those that no section has.
+    """
+    document = read(path)
+    for text in overrides:
+        document.override(text)
+    values = {}
+    for name, section, wanted in (
+        ("data", Data, Data.model_fields.keys() - Images.model_fields.keys() | {"channels"}),
+        ("meta", Meta, {"model_name", "encoder", "seed"}),
+    ):
+        given = document.values.get(name) or {}
+        if isinstance(given, dict):
+            aside = section.model_fields.keys() - wanted
+            given = {key: value for key, value in given.items() if key not in aside}
+        values[name] = given
+    if isinstance(values["data"], dict):
+        values["data"]["source"] = "digits"  # which needs no place
+    document.values = {**values, "logging": {"folder": "views"}}
+    return _validated(Config, document)
 
 
 def load_images(
@@ -259,7 +283,11 @@ def load_images(
     document.values = {"data": data}
     for text in overrides:
         document.override(text)
+    return _validated(_ImagesFile, document).data
+
+
+def _validated(kind: type[File], document: Document) -> File:
     try:
-        return _ImagesFile.model_validate(document.values).data
+        return kind.model_validate(document.values)
     except ValidationError as error:
-        raise UserError(explain(error, document, _ImagesFile)) from None
+        raise UserError(explain(error, document, kind)) from None

@@ -19,7 +19,7 @@ import numpy as np
 
 from msn.data.sources import Source
 from msn.runtime.errors import UserError
-from msn.runtime.files import replacing, writing
+from msn.runtime.files import open_regular, prepare_place, replacing
 
 FOLDER = "imagenet_subsets"
 SHOWN = 3  # bad lines in a message
@@ -121,8 +121,7 @@ def write_subset(path: Path, source: Source, indices: np.ndarray) -> None:
         name = source.name(int(index))
         _, slash, base = name.partition("/")
         names.append(base if slash and name in _candidates(base)[1:] else name)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_place(path)
     with replacing(path) as temporary:
         text = "".join(f"{name}\n" for name in names)
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -141,30 +140,32 @@ def official_url() -> str:
 
 
 def fetch(folder: Path, url: str) -> list[Path]:
-    """Get the official lists below `url` into `folder`: all of them, or none.
+    """Get the official lists below `url` into `folder` that are not there yet: all, or none.
+
+    Returns:
+        Those that were written. If all were there, nothing is asked of the network.
 
     Raises:
         UserError: no connection, a file that is not that of the manifest, or no room.
     """
+    missing = [listed for listed in official_lists() if not _is_there(folder / listed.name, listed)]
     contents = {
-        listed: _download(f"{url.rstrip('/')}/{listed.name}", listed) for listed in official_lists()
+        folder / listed.name: _download(f"{url.rstrip('/')}/{listed.name}", listed)
+        for listed in missing
     }
-    paths = []
-    for listed, content in contents.items():
-        path = folder / listed.name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        prepare_place(path)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-        paths.append(path)
-    return paths
+    return list(contents)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     path = find_list(path)
     try:
         # A byte that is no UTF-8 may be in the name of a file.
-        text = path.read_text("utf-8-sig", errors="surrogateescape")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read as a list of file names ({error.strerror}); check it"
@@ -186,6 +187,15 @@ def _manifest() -> dict[str, Any]:
     text = resources.files("msn.data").joinpath("imagenet_subsets.json").read_text("utf-8")
     manifest: dict[str, Any] = json.loads(text)
     return manifest
+
+
+def _is_there(path: Path, listed: Listed) -> bool:
+    """Whether a file is the official list, to the byte."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.sha256(file.read(listed.bytes + 1)).hexdigest() == listed.sha256
+    except OSError:
+        return False
 
 
 def _download(address: str, listed: Listed) -> bytes:

@@ -185,6 +185,15 @@ def finetune(config: FinetuneConfig, device: torch.device) -> Result:
         RunError: the loss stopped being finite.
         Interrupted: a signal asked to stop; the run is saved.
     """
+    return learn(config, *prepare(config, device))
+
+
+def prepare(config: FinetuneConfig, device: torch.device) -> tuple[Job, "FinetuneLearner"]:
+    """Build the job and what learns it.
+
+    Raises:
+        UserError: something that was asked for cannot be done.
+    """
     data, optimization = config.data, config.optimization
     weights = read_weights(config)
     channels = weights.architecture.in_chans
@@ -210,4 +219,4 @@ def finetune(config: FinetuneConfig, device: torch.device) -> Result:
         device=device,
     )
     model = build_model(config, weights, job.classes).to(device)
-    return learn(config, job, FinetuneLearner(config, model, job))
+    return job, FinetuneLearner(config, model, job)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from msn.config.load import LinearConfig
 from msn.data.labelled import CentreCrop, RandomCrop
 from msn.evaluation.accuracy import Result
-from msn.evaluation.job import build_job, read_weights
+from msn.evaluation.job import Job, build_job, read_weights
 from msn.evaluation.supervised import learn
 from msn.methods.schedules import cosine
 from msn.models.encoder import VisionTransformer
@@ -131,6 +131,15 @@ def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
         RunError: all classifiers diverged.
         Interrupted: a signal asked to stop; the run is saved.
     """
+    return learn(config, *prepare(config, device))
+
+
+def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLearner]:
+    """Build the job and what learns it.
+
+    Raises:
+        UserError: something that was asked for cannot be done.
+    """
     data, optimization, seed = config.data, config.optimization, config.meta.seed
     weights = read_weights(config)
     depth = weights.architecture.size.depth
@@ -148,7 +157,7 @@ def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
         epochs=optimization.epochs,
         device=device,
     )
-    learner = LinearLearner(
+    return job, LinearLearner(
         weights.encoder().to(device),
         [HeadSettings(*pair) for pair in product(optimization.lr, optimization.num_blocks)],
         classes=job.classes,
@@ -158,4 +167,3 @@ def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
         bf16=use_bf16(config.meta.precision, device),
         seed=seed,
     )
-    return learn(config, job, learner)

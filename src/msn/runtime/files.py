@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ REMEDIES = {
     errno.ENOENT: "create the folder",
     errno.EEXIST: "remove the file that stands in the place of its folder",
     errno.ENOTDIR: "remove the file that stands in the place of its folder",
+    errno.EISDIR: "it is a folder: name a file in it",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.ENOLCK: "have the file system mounted with locks",
@@ -35,12 +37,34 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}.tmp")
     with writing(path):
         try:
+            temporary.touch()
+            permissions = temporary.stat().st_mode  # as the umask has it
             yield temporary
+            temporary.chmod(permissions)  # safetensors writes files for their owner only
             _sync(temporary, os.O_RDWR)
             os.replace(temporary, path)
             _sync(path.parent, os.O_RDONLY)  # makes the rename last through a power cut
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def prepare_place(path: Path, *, folder: bool = False) -> None:
+    """Create the folder that a file goes into, or refuse it before the work for its content.
+
+    Args:
+        folder: it is a folder, made as by `new_folder`.
+
+    Raises:
+        UserError: it cannot be written there, or stands in the way of what is there.
+    """
+    if folder:
+        _require_new(path)
+    with writing(path):
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextlib.contextmanager
@@ -75,8 +99,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: there is something at `path` already, or it cannot be written.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path}: exists already; remove it or choose another place")
+    _require_new(path)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -84,7 +107,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
         yield temporary
         with writing(path):
+            permissions = temporary.stat().st_mode & 0o666  # as the umask has it
             for file in temporary.iterdir():
+                file.chmod(permissions)
                 _sync(file, os.O_RDONLY)
             os.replace(temporary, path)
             _sync(path.parent, os.O_RDONLY)
@@ -108,6 +133,11 @@ def writing(path: Path) -> Iterator[None]:
 def _open_at_once(path: str, flags: int) -> int:
     # Else a pipe would wait for a writer; what is no POSIX system has no such flag.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists already; remove it or choose another place")
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -45,12 +45,12 @@ def profile_steps(config: Config, device: torch.device, steps: int) -> None:
     if collectives.rank() != 0:
         return
     folder = Path(config.logging.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.prepare_folder(folder)
     trace = checkpoint.trace_path(folder, config.logging.write_tag)
     print(breakdown(list(profiler.events() or ()), steps, parts.batch.total, device))
     with replacing(trace) as path:
         profiler.export_chrome_trace(str(path))
-    print(f"trace in {trace}, for https://ui.perfetto.dev; nothing else was written")
+    print("a trace for https://ui.perfetto.dev is all that was written")
 
 
 def recorded(config: Config, parts: Parts, steps: int) -> profile:

@@ -10,6 +10,7 @@ SOLVERS = ("cyanure", "torch", "sklearn")
 SPLITS = ("train", "val")
 VOTES = ("weighted", "plain")
 OFFICIAL_LAMBDA = 0.00025
+_RESULT = "JSON file for the result; left out, one beside the weights"
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,7 @@ def add_knn(parser: argparse.ArgumentParser) -> None:
     add("--k", type=count, nargs="+", default=[10, 20], help="numbers of neighbors that vote")
     add("--vote", nargs="+", choices=VOTES, default=VOTES, help="how the neighbors vote")
     add("--temperature", type=positive, default=0.07, help="temperature of the weighted vote")
+    add("--out", type=path, metavar="FILE", help=_RESULT)
 
 
 def add_logistic(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +113,7 @@ def add_logistic(parser: argparse.ArgumentParser) -> None:
         help="strengths of the penalty, or auto: cross-validated on the labeled images; 0.075 was"
         " published for 1 %% of ImageNet",
     )
+    add("--out", type=path, metavar="FILE", help=_RESULT)
     add("--penalty", default="l2", help="kind of the penalty: l2 or l1")
     add("--solver", choices=SOLVERS, default="cyanure", help="library that fits the regression")
     switch: dict[str, Any] = {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
