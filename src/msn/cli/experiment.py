@@ -13,7 +13,7 @@ from msn.cli.terminal import say_written
 from msn.config.load import Config, EvaluationFile, load
 from msn.evaluation.job import Job
 from msn.evaluation.plan import describe
-from msn.evaluation.supervised import Learner
+from msn.evaluation.resuming import Learner
 from msn.runtime import collectives
 from msn.runtime.devices import choose_device
 from msn.runtime.distributed import World, find_world, joined
