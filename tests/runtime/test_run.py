@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from msn.runtime import checkpoint
+from msn.runtime import checkpoint, spawn
 from tests.support.experiments import write_tiny
 from tests.support.runs import ROOT, assert_same
 from tests.train.test_pretrain import latest
@@ -173,6 +173,58 @@ def test_a_signal_to_any_rank_stops_all(tmp_path: Path) -> None:
     assert code == 0
     assert "20 of 40 steps done" in out
     assert (latest(tmp_path / "run")["step"], latest(tmp_path / "run")["epoch"]) == (40, 2)
+
+
+def member(rank: int, script: str) -> spawn.Member:
+    """A process under the front, once it has said that it is ready."""
+    words = [sys.executable, "-S", "-c", f"import signal, sys, time; {script}"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return spawn.Member(rank, process)
+
+
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep"
+SAVES = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(130)); print(flush=True); time.sleep"
+
+
+@pytest.mark.parametrize(
+    ("scripts", "asked_to", "code", "said"),
+    [
+        # A signal that is not heeded; a process that ends well, and another that does not.
+        ((f"{DEAF}(60)", f"{DEAF}(60)"), True, 137, "error: rank 0 did not end in time and was"),
+        ((f"{DEAF}(0)", f"{DEAF}(60)"), False, 137, "error: rank 1 did not end in time and was"),
+        # All are stopped, and awake to save.
+        ((f"{SAVES}(60)", f"{SAVES}(60)"), True, 130, ""),
+    ],
+)
+def test_the_front_always_ends_its_processes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scripts: tuple[str, str],
+    asked_to: bool,
+    code: int,
+    said: str,
+) -> None:
+    grace = 0.5 if code == 137 else 20.0
+    monkeypatch.setattr(spawn, "STOP_GRACE", grace)
+    monkeypatch.setattr(spawn, "GRACE", grace)
+    members = [member(rank, script) for rank, script in enumerate(scripts)]
+    begin = time.monotonic()
+    with spawn._signals_passed_to(members) as asked:
+        if asked_to:
+            for each in members:
+                each.process.send_signal(signal.SIGSTOP)
+            signal.raise_signal(signal.SIGTERM)
+        first = spawn._first_to_fail(members, asked)
+        assert first is not None
+        spawn._end(members, asked)
+    assert time.monotonic() - begin < 10
+    assert all(each.process.poll() is not None for each in members)
+    assert spawn._last_words(first) == code
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_torchrun_and_its_last_words(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -238,6 +239,39 @@ def test_a_clock_that_is_off_is_refused(tmp_path: Path, port: int, ahead: float)
     else:
         assert re.fullmatch(r"UserError: rank 1 .*: the clock is -300 s off rank 0's; .*", second)
         assert first == f"PeerLost: {World(0, 2)} stops: {second.removeprefix('UserError: ')}"
+
+
+def work_together(rank: int, port: int, stopped: int, output: Path) -> None:
+    """Work with another process; rank `stopped` stops half-way. What comes of it is written."""
+    place = World(rank, 2, rank, "127.0.0.1", port, serves=rank == 0)
+    try:
+        with joined(place, torch.device("cpu"), identity={}, timeout=20, patience=1.0):
+            collectives.of_all(rank)
+            if rank == stopped:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            collectives.of_all(rank)
+    except PeerLost as error:
+        output.write_text(str(error))
+
+
+@pytest.mark.parametrize("stopped", [1, 0])
+def test_who_does_not_answer_is_named(tmp_path: Path, port: int, stopped: int) -> None:
+    """Also if it is rank 0, which serves what the others could agree by."""
+    processes = [
+        CONTEXT.Process(target=work_together, args=(rank, port, stopped, tmp_path / "said"))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    begin = time.monotonic()
+    assert end(processes[1 - stopped]) == 0
+    assert time.monotonic() - begin < 30
+    processes[stopped].kill()
+    assert re.fullmatch(
+        rf"rank {1 - stopped} of 2 on .*: rank {stopped} did not answer for 1 s; see whether it is"
+        r" stopped or stuck there, or raise meta\.collective_timeout if it was at work",
+        (tmp_path / "said").read_text(),
+    )
 
 
 def train_at_home(folder: Path) -> str:

@@ -14,6 +14,7 @@ import torch
 from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
 from msn.runtime.identity import changes
+from msn.runtime.resumable import config_changes
 from msn.train.pretrain import pretrain
 from tests.support.experiments import tiny_config, write_tiny
 from tests.support.runs import assert_same, killed_at
@@ -194,6 +195,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(unbroken: Path, tmp_path: Path)
 def test_changes_between_configs_are_named() -> None:
     old = {"a": {"x": 1, "y": 2}, "b": 3}
     assert changes(old, {"a": {"x": 1, "y": 5}, "b": 3}) == ["a.y: 2 -> 5"]
+
+
+def test_a_key_that_is_younger_than_the_checkpoint_is_no_change(tmp_path: Path) -> None:
+    before = tiny_config(tmp_path).model_dump(mode="json")
+    del before["meta"]["collective_timeout"]
+    found = checkpoint.Found(tmp_path, {"config": before})
+    assert config_changes(found, tiny_config(tmp_path)) == []
+    given = tiny_config(tmp_path, meta__collective_timeout=60, meta__seed=3)
+    assert config_changes(found, given) == [
+        "meta.collective_timeout: None -> 60.0",
+        "meta.seed: 0 -> 3",
+    ]
 
 
 WRONG = [

@@ -63,7 +63,13 @@ def run(
     settings = identity(config.model_dump(mode="json"))
     place = Path(config.logging.folder), config.logging.write_tag
     before = _files(*place)
-    with joined(world, devices[0], identity=settings, timeout=options.start_timeout):
+    with joined(
+        world,
+        devices[0],
+        identity=settings,
+        timeout=options.start_timeout,
+        patience=config.meta.collective_timeout,
+    ):
         work(config, devices[0])
     if world.rank == 0:
         after = _files(*place)

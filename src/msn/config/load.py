@@ -7,7 +7,7 @@ writes the JSON schema for editors.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -26,7 +26,14 @@ from msn.config.sections.evaluation import (
     LinearOptimization,
 )
 from msn.config.sections.logging import Logging, Probe
-from msn.config.sections.meta import CONV_STEMS, MODEL_NAMES, PATCH_SIZES, EncoderSize, Meta
+from msn.config.sections.meta import (
+    CONV_STEMS,
+    MODEL_NAMES,
+    PATCH_SIZES,
+    EncoderSize,
+    Meta,
+    RunMeta,
+)
 from msn.config.sections.optimization import Optimization
 from msn.config.yaml_file import EXPONENT_FLOAT, FLOAT_TAG, Document, explain, read
 from msn.runtime.errors import UserError
@@ -74,6 +81,9 @@ class ConfigFile(Section):
 
     NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]]
     """By section, keys that official files hold and that change nothing."""
+
+    if TYPE_CHECKING:
+        meta: RunMeta
 
     def dump_yaml(self) -> str:
         """The resolved config as YAML, which `load` reads back to an equal config.

@@ -13,8 +13,7 @@ from msn.runtime import checkpoint, collectives
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
-from msn.runtime.identity import changes
-from msn.runtime.resumable import mapping, refusal, whole_number
+from msn.runtime.resumable import config_changes, refusal, whole_number
 
 
 class Learner(Protocol):
@@ -74,11 +73,11 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
             )
         return 0, []
     with agreed():
-        step, epochs = steps_done(job, learner, found)
-        before = mapping(found, "config")
+        changed = config_changes(found, config)
         take_up(job, learner, found)
+        step, epochs = steps_done(job, learner, found)
     if collectives.rank() == 0:
-        for change in changes(before, config.model_dump(mode="json")):
+        for change in changed:
             print(f"changed since the checkpoint: {change}")
         print(f"resumed from {found.path}: {step} of {job.total_steps} steps done", flush=True)
     return step, epochs

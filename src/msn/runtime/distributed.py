@@ -27,7 +27,7 @@ from msn.runtime.errors import PeerLost, RunError, UserError
 from msn.runtime.identity import changes
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # a probe or a save of rank 0 is waited for
+ROLL_CALL = 20.0  # seconds at most that processes which lose patience do so after one another
 MAX_CLOCK_SKEW = 60.0  # seconds
 FAREWELL = 2.0  # seconds that whoever serves the store stays, for the others to read why
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "gloo", "nccl", "socket")
@@ -140,6 +140,7 @@ def joined(
     *,
     identity: dict[str, Any],
     timeout: float,
+    patience: float = 900.0,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[None]:
     """Be one of the processes of a run; inside, collectives work.
@@ -149,11 +150,12 @@ def joined(
         device: of this process.
         identity: must be equal on all processes.
         timeout: seconds that the others may take to come.
+        patience: seconds that they may let this process wait at work.
         clock: seconds since the epoch; about the same on all machines.
 
     Raises:
         UserError: the processes do not find each other or do not belong together.
-        PeerLost: another process ended while this one was at work.
+        PeerLost: another process ended while this one was at work, or does not answer.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -166,17 +168,44 @@ def joined(
         store=PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timedelta(seconds=patience),
     )
     try:
         yield
         dist.barrier()  # whoever serves the store leaves last
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in _LOST):
+        text = str(error).lower()
+        if not any(word in text for word in _LOST):
             raise
+        if "timed out" in text or "timeout" in text:
+            raise PeerLost(_unanswered(store, world, patience)) from None
         reason = str(error).splitlines()[0]
         raise PeerLost(f"{world} lost another process ({reason}); its own error says why") from None
     dist.destroy_process_group()
+
+
+def _unanswered(store: Any, world: World, patience: float) -> str:
+    """What to say of the processes for which the others, which all come here, wait in vain."""
+    limit = min(ROLL_CALL, patience / 2)
+    hall = PrefixStore("roll call", store)
+    missing = list(range(world.size))
+
+    def call() -> None:
+        deadline = time.monotonic() + limit
+        hall.set(str(world.rank), "")
+        while missing and time.monotonic() < deadline:
+            missing[:] = [rank for rank in missing if not hall.check([str(rank)])]
+            time.sleep(0.05)
+
+    # Where rank 0, which serves the store, is stopped itself, the store does not answer either.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(limit + 2.0)
+    names = ", ".join(map(str, missing[:8])) if not thread.is_alive() else "0"
+    return (
+        f"{world}: rank {names or 'unknown'} did not answer for {patience:g} s; see whether it is"
+        " stopped or stuck there, or raise meta.collective_timeout if it was at work"
+    )
 
 
 def _meet(

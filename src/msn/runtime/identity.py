@@ -32,3 +32,22 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
         elif before != after:
             found.append(f"{prefix}{key}: {before} -> {after}")
     return found
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """As `changes`, but for keys that `old` was written without, unless `given` has them.
+
+    A key that is younger than a file stands for what was done before, as long as it is left out.
+    """
+    return changes(old, _known(new, old, given))
+
+
+def _known(new: dict[str, Any], old: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    known = {}
+    for key, value in new.items():
+        before, chosen = old.get(key), given.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            known[key] = _known(value, before, chosen if isinstance(chosen, dict) else {})
+        elif key in old or key in given:
+            known[key] = value
+    return known

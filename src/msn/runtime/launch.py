@@ -76,7 +76,13 @@ class Job(Generic[File]):
         device = choose_device("auto", world.local_rank)
         settings = identity(self.config.model_dump(mode="json"))
         try:
-            with joined(world, device, identity=settings, timeout=START_TIMEOUT):
+            with joined(
+                world,
+                device,
+                identity=settings,
+                timeout=START_TIMEOUT,
+                patience=self.config.meta.collective_timeout,
+            ):
                 self.work(self.config, device)
         except Interrupted as stopped:
             print(stopped, flush=True)

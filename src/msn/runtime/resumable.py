@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from msn.runtime import sharding
 from msn.runtime.checkpoint import Found, State
 from msn.runtime.errors import UserError
+from msn.runtime.identity import changed_keys
 from msn.runtime.integrity import unfit
 
 MOST = 2**53  # steps, images, processes: beyond it a float is no longer exact
@@ -29,16 +31,17 @@ def whole_number(found: Found, key: str, least: int = 0) -> int:
     return value
 
 
-def mapping(found: Found, key: str) -> dict[str, Any]:
-    """A nested section of the checkpoint, such as its config.
+def config_changes(found: Found, config: BaseModel) -> list[str]:
+    """Keys whose value is another one than the run had so far, as 'section.key: old -> new'.
 
     Raises:
-        UserError: it is missing, or not made of names and values.
+        UserError: the checkpoint's config is missing, or none.
     """
-    value = found.state.get(key)
-    if not isinstance(value, dict) or not _is_plain(value):
-        raise refusal(found, key, f"is {value!r:.40} and must map names to values")
-    return value
+    before = found.state.get("config")
+    if not isinstance(before, dict) or not _is_plain(before):
+        raise refusal(found, "config", f"is {before!r:.40} and must map names to values")
+    given = config.model_dump(mode="json", exclude_defaults=True)
+    return changed_keys(before, config.model_dump(mode="json"), given)
 
 
 def moments(

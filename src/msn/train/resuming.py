@@ -6,7 +6,6 @@ from msn.config.load import Config
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
-from msn.runtime.identity import changes
 from msn.runtime.resumable import whole_number
 from msn.train.build import Parts
 from msn.train.optim import ADAM_MOMENTS, set_hyperparameters
@@ -63,7 +62,7 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
                 " name it in meta.init_from, with another logging.write_tag, to warm-start from it"
             )
     done = steps_done(config, parts, found)
-    before = resumable.mapping(found, "config")
+    changed = resumable.config_changes(found, config)
     parts.load_weights(found)
     moments = resumable.moments(found, parts.optimizer, ADAM_MOMENTS)
     parts.optimizer.load_state_dict(moments)
@@ -72,7 +71,7 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
         learning_rate=parts.schedules.learning_rate(done),
         weight_decay=parts.schedules.weight_decay(done),
     )
-    for change in changes(before, config.model_dump(mode="json")):
+    for change in changed:
         say(f"changed since the checkpoint: {change}")
     say(f"resumed from {path}: {done} of {parts.total_steps} steps done")
     return done

@@ -27,7 +27,7 @@ from msn.config.sections.base import (
 )
 from msn.config.sections.data import CropScale, Images
 from msn.config.sections.logging import FileStem
-from msn.config.sections.meta import ModelName
+from msn.config.sections.meta import ModelName, RunMeta
 
 
 def _one_as_several(value: Any) -> Any:
@@ -91,7 +91,7 @@ class AugmentedImages(LabelledImages):
     """Share of the resized image's side that the crop for measuring keeps."""
 
 
-class LinearMeta(Section):
+class LinearMeta(RunMeta):
     """The encoder, and how a run starts."""
 
     model_name: ModelName | None = None

@@ -10,6 +10,7 @@ from msn.config.sections.base import (
     Few,
     PathOrEmpty,
     PathText,
+    Seconds,
     Section,
     Seed,
     Side,
@@ -72,7 +73,14 @@ class EncoderSize(Section):
             yield "depth", f"{rule}; lower either, to at most {MOST_WEIGHTS:.0e}"
 
 
-class Meta(Section):
+class RunMeta(Section):
+    """What every run of several processes has."""
+
+    collective_timeout: Seconds = 900.0
+    """Seconds that the processes wait for one of them: longer than the longest probe or save."""
+
+
+class Meta(RunMeta):
     """The model, and how a run starts."""
 
     method: Literal["msn"] = "msn"
