@@ -37,7 +37,8 @@ def checked(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """
     end = 0
     while (member := _tried(tar.next)) is not None:
-        stored = 0 if member.issparse() else member.size
+        # Links may state the size of what they link to, and hold nothing.
+        stored = member.size if member.isreg() and not member.issparse() else 0
         if member.size < 0 or not end < member.offset_data + stored <= tar.offset:
             raise _claim(member)
         end = tar.offset

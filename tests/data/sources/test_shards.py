@@ -263,3 +263,14 @@ def test_a_shard_that_is_gone_is_named(tmp_path: Path) -> None:
     assert "a.tar: cannot be read as an uncompressed tar file (not a regular file;" in refused(
         tmp_path
     )
+
+
+def test_a_link_may_state_a_size(tmp_path: Path) -> None:
+    """As of what it links to, as some programs write it; nothing of it follows."""
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        add(shard, "1.png", PNG)
+        link = tarfile.TarInfo("notes")
+        link.size, link.type, link.linkname = 5000, tarfile.LNKTYPE, "1.png"
+        shard.addfile(link)
+        add(shard, "2.png", PNG)
+    assert names(shards(tmp_path)) == ["a.tar/1.png", "a.tar/2.png"]
