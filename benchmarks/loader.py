@@ -71,6 +71,9 @@ class MappedNames:
     def labels(self) -> None:
         return None
 
+    def classes(self) -> None:
+        return None
+
 
 class ListedNames(MappedNames):
     """The same with the names in a list."""

@@ -43,6 +43,9 @@ class Images:
     def labels(self) -> None:
         return None
 
+    def classes(self) -> None:
+        return None
+
     def read(self, index: int) -> Sample:
         if index in self.broken:
             raise BadImage(self.name(index), "broken")

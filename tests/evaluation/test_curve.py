@@ -51,8 +51,8 @@ def test_sets_of_one_size_are_averaged() -> None:
 
 
 def test_everything_is_in_the_json() -> None:
-    found = as_json(outcomes(), points(outcomes()))
-    assert found["outcomes"][1]["accuracy"]["per_class"] == {0: 50, 1: 70}
+    found = as_json(outcomes(), points(outcomes()), ["cat", "dog"])
+    assert found["outcomes"][1]["accuracy"]["per_class"] == {"cat": 50, "dog": 70}
     assert found["points"][0]["mean"] == 50
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from msn.data.batch import normalise
 from msn.data.image import ArrayImage, BadImage
-from msn.data.sources import Sample, open_source
+from msn.data.labelled import LabelledSet
+from msn.data.sources import Sample, Source, open_source
 from msn.data.views import eval_view
 from msn.evaluation.features import (
     Features,
@@ -55,6 +56,15 @@ class Stripes:
     def labels(self) -> np.ndarray | None:
         return np.arange(self.length) // 4 if self.labelled else None
 
+    def classes(self) -> list[str] | None:
+        return None
+
+
+def chosen(source: Source, indices: np.ndarray | None = None) -> LabelledSet:
+    labels = source.labels()
+    assert labels is not None
+    return LabelledSet(source, labels, np.arange(len(labels)) if indices is None else indices)
+
 
 NORMALISE = partial(normalise, mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
 
@@ -67,8 +77,8 @@ def encode(batch: Tensor) -> Tensor:
 
 def test_evaluation_images_are_the_evaluation_views_in_order() -> None:
     source = open_source(source="digits", root_path=None, image_folder="", split="val")
-    found = evaluation_images(source, image_size=16)
-    by_worker = evaluation_images(source, image_size=16, num_workers=1)
+    found = evaluation_images(chosen(source), image_size=16)
+    by_worker = evaluation_images(chosen(source), image_size=16, num_workers=1)
     assert torch.equal(by_worker.images, found.images)
     assert found.images.shape == (500, 16, 16, 1)
     assert found.images.dtype == torch.uint8
@@ -77,20 +87,10 @@ def test_evaluation_images_are_the_evaluation_views_in_order() -> None:
     assert found.labels[7] == source.read(7).label
 
 
-@pytest.mark.parametrize(
-    ("limit", "indices"),
-    [(None, range(12)), (99, range(12)), (3, [0, 4, 8]), (5, [0, 2, 4, 7, 9]), (1, [0])],
-)
-def test_a_limit_takes_an_evenly_spaced_part(limit: int | None, indices: list[int]) -> None:
-    found = evaluation_images(Stripes(12), image_size=8, max_images=limit)
-    assert found.images[:, 0, 0, 0].tolist() == list(indices)
-    assert found.labels.tolist() == [index // 4 for index in indices]
-
-
-def test_unlabelled_images_are_refused() -> None:
-    source = Stripes(4, labelled=False)
-    with pytest.raises(UserError, match=r"labelled.*logging\.probe\.root_path"):
-        evaluation_images(source, image_size=8)
+def test_only_the_chosen_images_are_seen() -> None:
+    found = evaluation_images(chosen(Stripes(12), np.array([0, 2, 9])), image_size=8)
+    assert found.images[:, 0, 0, 0].tolist() == [0, 2, 9]
+    assert found.labels.tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 256])
@@ -178,7 +178,7 @@ class Fragile(Stripes):
 def test_an_interrupted_extraction_goes_on_where_it_was(
     encoder: FrozenEncoder, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="stripe 8: torn; replace or remove it"):
+    with pytest.raises(UserError, match=r"stripe 8 \(torn\); replace or remove it"):
         extract(encoder, Fragile(11, broken=8), cache=tmp_path, shard=3)
     mended = Fragile(11)
     found = extract(encoder, mended, cache=tmp_path, shard=3)
@@ -243,7 +243,7 @@ def test_a_file_that_changes_changes_the_key(encoder: FrozenEncoder, tmp_path: P
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_written_features_read_back(tmp_path: Path, suffix: str, labelled: bool) -> None:
     labels = torch.tensor([3, 1]) if labelled else None
-    found = Features(torch.randn(2, 5), labels, ["a/1.png", "b/\u00e9 2.png"])
+    found = Features(torch.randn(2, 5), labels, ["a/1.png", "b/\u00e9 2.png"], np.arange(2))
     path = tmp_path / "new" / f"f{suffix}"
     write(path, found)
     if suffix == ".npz":
@@ -259,7 +259,7 @@ def test_written_features_read_back(tmp_path: Path, suffix: str, labelled: bool)
 
 
 def test_features_that_cannot_be_written(tmp_path: Path) -> None:
-    found = Features(torch.randn(2, 5), None, ["a", "b"])
+    found = Features(torch.randn(2, 5), None, ["a", "b"], np.arange(2))
     with pytest.raises(UserError, match=r"must end in \.safetensors or \.npz"):
         write(tmp_path / "f.csv", found)
     (tmp_path / "file").touch()

@@ -3,7 +3,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from msn.data.sources import open_source
+from msn.data.classes import labelled_splits
+from msn.data.sources.digits import Digits
 from msn.evaluation.features import evaluation_images, raw_pixels
 from msn.evaluation.logistic import prepare
 from msn.evaluation.lowshot import draw_subset, low_shot
@@ -75,13 +76,8 @@ def test_too_few_images(labels: list[int], message: str) -> None:
 
 
 def test_pixels_of_the_digits() -> None:
-    train, val = (
-        evaluation_images(
-            open_source(source="digits", root_path=None, image_folder="", split=split),
-            image_size=16,
-        )
-        for split in ("train", "val")
-    )
+    splits = labelled_splits(Digits(split="train"), Digits(split="val"))
+    train, val = (evaluation_images(images, image_size=16) for images in (splits.train, splits.val))
     for count, expected in ((1, 66.9), (5, 86.2)):  # figures of an independent trial
         found = low_shot(
             raw_pixels(train.images),

@@ -34,7 +34,8 @@ def split(per_class: int, seed: int, channels: int = 1) -> EvalSet:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(CLASSES).repeat(per_class)
     shape = (len(labels), 8, 8, channels)
-    return EvalSet(torch.randint(256, shape, generator=generator, dtype=torch.uint8), labels)
+    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    return EvalSet(images, labels, np.arange(len(labels)))
 
 
 def represent(name: str, train: EvalSet, val: EvalSet, signal: float) -> Representation:
@@ -66,6 +67,7 @@ def make(folder: Path, per_class: int = 12, channels: int = 1) -> tuple[str, Eva
         tag="run",
         draws=4,
         k=5,
+        skipped={"a.png": "torn"},
     )
     return text, train, val
 
@@ -78,6 +80,7 @@ def test_numbers_are_those_of_the_evaluations(tmp_path: Path) -> None:
     top1 = knn(*data, k=5).top1
 
     saved = json.loads((tmp_path / "run-report.json").read_text())
+    assert saved["skipped_images"] == {"a.png": "torn"}
     assert [one["name"] for one in saved["representations"]] == ["poor", "good"]
     assert (saved["unit"], saved["draws"], saved["k"]) == ("percent", 4, 5)
     assert saved["representations"][1]["knn"] == top1

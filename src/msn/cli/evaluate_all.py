@@ -2,15 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench, result_path
-from msn.data.sources import Source
-from msn.evaluation.features import PIXELS, evenly_spaced, raw_pixels, views
+from msn.data.labelled import LabelledSet
+from msn.data.unreadable import Unreadable
+from msn.evaluation.features import PIXELS, EvalSet, evaluation_images, raw_pixels
 from msn.evaluation.frozen import frozen
 from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.evaluation.lowshot import LAMBDA
@@ -23,24 +24,30 @@ def run(options: argparse.Namespace) -> None:
     """Print the table and write it as Markdown."""
     bench = open_bench(options)
     path = result_path(options, "evaluation.md")
-    splits = bench.labelled()
-    chosen = [evenly_spaced(len(source), options.max_images) for source in splits]
-    train_labels, val_labels = (
-        torch.from_numpy(np.asarray(source.labels(), dtype=np.int64)[indices])
-        for source, indices in zip(splits, chosen, strict=True)
-    )
+    splits = bench.labelled(options.max_images)
+    pixels = [_pixels(bench, images) for images in (splits.train, splits.val)]
+    bench.settle()
+    # The same images for all: one that went bad only since is an error.
+    skipped, bench = list(bench.unreadable.found), bench._replace(unreadable=Unreadable())
+    train_labels, val_labels = (images.labels for images in pixels)
+    sets = [
+        replace(images, chosen=good.indices)
+        for images, good in zip((splits.train, splits.val), pixels, strict=True)
+    ]
     counts = available(train_labels, options.images_per_class)
     rows, linear = [], []
     for name, (train, val) in (
-        ("raw pixels", _pixels(bench, splits, chosen)),
-        ("untrained encoder", _features(_untrained(bench, options.seed), splits, chosen)),
-        ("trained encoder", _features(bench, splits, chosen)),
+        ("raw pixels", [raw_pixels(split.images) for split in pixels]),
+        ("untrained encoder", _features(_untrained(bench, options.seed), sets)),
+        ("trained encoder", _features(bench, sets)),
     ):
         row = Representation(name, train, val)
         settings = {"draws": options.draws, "seed": options.seed, "k": options.k}
         rows.append(score(row, train_labels, val_labels, counts, **settings))
         linear.append(_linear(row, train_labels, val_labels, bench.encoder.devices[0]))
     text = markdown(rows, linear, options.k)
+    if skipped:
+        text += f"\n\nLeft out, as they could not be read: {', '.join(skipped)}"
     print(text)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -83,32 +90,17 @@ def _untrained(bench: Bench, seed: int) -> Bench:
     return bench._replace(encoder=encoder)
 
 
-def _features(
-    bench: Bench, splits: Sequence[Source], chosen: Sequence[np.ndarray]
-) -> tuple[Tensor, Tensor]:
-    train, val = (
-        bench.features(source, indices=indices).features
-        for source, indices in zip(splits, chosen, strict=True)
-    )
-    return train, val
+def _features(bench: Bench, sets: Sequence[LabelledSet]) -> list[Tensor]:
+    """Of the train and the val split."""
+    found = [bench.features(images)[0] for images in sets]
+    bench.settle()
+    return found
 
 
-def _pixels(
-    bench: Bench, splits: Sequence[Source], chosen: Sequence[np.ndarray]
-) -> tuple[Tensor, Tensor]:
-    size = min(PIXELS, bench.encoder.image_size)
-    train, val = (
-        torch.cat(
-            [
-                raw_pixels(batch)
-                for _, batch in views(
-                    *(source, indices),
-                    size=size,
-                    batch_size=bench.batch_size,
-                    num_workers=bench.workers,
-                )
-            ]
-        )
-        for source, indices in zip(splits, chosen, strict=True)
+def _pixels(bench: Bench, images: LabelledSet) -> EvalSet:
+    return evaluation_images(
+        images,
+        image_size=min(PIXELS, bench.encoder.image_size),
+        num_workers=bench.workers,
+        unreadable=bench.unreadable,
     )
-    return train, val

@@ -14,20 +14,17 @@ def run(options: argparse.Namespace) -> None:
     path = result_path(options, "knn.json")
     taps, device = taps_of(options), bench.encoder.devices[0]
     # Masked or not, the held-out images are seen whole.
-    train, val = bench.labelled()
-    known, asked = bench.features(train, taps=taps), bench.features(val, taps=taps._replace(mask=0))
-    assert known.labels is not None
-    assert asked.labels is not None
+    splits = bench.labelled()
+    known = bench.features(splits.train, taps=taps)
+    asked = bench.features(splits.val, taps=taps._replace(mask=0))
+    bench.settle()
     settings: list[Setting] = [
         (k, options.temperature if vote == "weighted" else None)
         for k in options.k
         for vote in options.vote
     ]
     found = knn_sweep(
-        known.features.to(device),
-        known.labels.to(device),
-        asked.features.to(device),
-        asked.labels.to(device),
+        *(tensor.to(device) for tensor in (*known, *asked)),
         settings=settings,
     )
     print("| k | vote | top-1 % |\n| --- | --- | --- |")
@@ -36,5 +33,6 @@ def run(options: argparse.Namespace) -> None:
         vote = "plain" if temperature is None else f"weighted, {temperature:g}"
         print(f"| {k} | {vote} | {result.top1:.1f} |")
         rows.append({"k": k, "temperature": temperature, "top1": result.top1})
-    write_json(path, {"unit": "percent", "results": rows})
+    skipped = bench.unreadable.found
+    write_json(path, {"unit": "percent", "results": rows, "skipped_images": skipped})
     say_written(path)

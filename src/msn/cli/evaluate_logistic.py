@@ -5,13 +5,17 @@ The official command line works as it stands; there `--fname` is the file of wei
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, beside, open_bench, result_path
-from msn.data.sources import Source
+from msn.data.classes import Splits
+from msn.data.labelled import LabelledSet
 from msn.data.subsets import read_subset
 from msn.evaluation.curve import (
     LabelSet,
@@ -43,19 +47,16 @@ def run(options: argparse.Namespace) -> None:
     path = result_path(options, "logistic.json")
     if options.plot:
         prepare_place(options.plot)
-    train, val = bench.labelled()
-    chosen = _label_sets(options, train)
-    used = np.unique(np.concatenate([indices for _, indices in chosen]))
-    known = bench.features(train, indices=used, taps=Taps(mask=options.mask))
-    asked = bench.features(val)  # with a mask too, the held-out images are seen whole
-    assert known.labels is not None
-    assert asked.labels is not None
+    splits = bench.labelled()
+    sets, train, train_labels = _labelled_features(options, bench, splits)
+    val, val_labels = bench.features(splits.val)  # with a mask too, these are seen whole
+    bench.settle()
     outcomes = label_curve(
-        _prepared(known.features, bench, options),
-        known.labels,
-        _prepared(asked.features, bench, options),
-        asked.labels,
-        sets=[LabelSet(name, positions(indices, used)) for name, indices in chosen],
+        _prepared(train, bench, options),
+        train_labels,
+        _prepared(val, bench, options),
+        val_labels,
+        sets=sets,
         lambdas=options.lambd,
         solver=options.solver,
         penalty=options.penalty,
@@ -66,7 +67,8 @@ def run(options: argparse.Namespace) -> None:
     if options.plot:
         plot(options.plot, found)
     settings = {name: getattr(options, name) for name in ("solver", "penalty", "mask", "normalize")}
-    write_json(path, {**settings, **as_json(outcomes, found)})
+    skipped = {"skipped_images": bench.unreadable.found}
+    write_json(path, {**settings, **as_json(outcomes, found, splits.names), **skipped})
     say_written(path, *filter(None, [options.plot]))
 
 
@@ -90,20 +92,41 @@ def _official_words(options: argparse.Namespace) -> None:
         options.cache = beside(options.weights, "features")
 
 
-def _label_sets(options: argparse.Namespace, train: Source) -> list[tuple[str, np.ndarray]]:
+def _labelled_features(
+    options: argparse.Namespace, bench: Bench, splits: Splits
+) -> tuple[list[LabelSet], Tensor, Tensor]:
+    """The sets of labelled images; features and labels of all that are in any of them."""
+    labels = splits.train.labels.copy()
+    while True:
+        chosen = _label_sets(options, replace(splits.train, labels=labels), splits.names)
+        used = np.unique(np.concatenate([indices for _, indices in chosen]))
+        found = bench.extract(splits.train.source, indices=used, taps=Taps(mask=options.mask))
+        if len(found.indices) == len(used) or bench.unreadable.given_up:
+            break
+        labels[np.setdiff1d(used, found.indices)] = -1  # others are drawn in place of bad images
+    sets = [LabelSet(name, positions(indices, used)) for name, indices in chosen]
+    return sets, found.features, torch.from_numpy(labels[found.indices])
+
+
+def _label_sets(
+    options: argparse.Namespace, train: LabelledSet, names: Sequence[str]
+) -> list[tuple[str, np.ndarray]]:
+    """Name and images of each set; those with a label of -1 are in none."""
     if options.subset_path and options.images_per_class:
         raise UserError("--subset-path and --images-per-class are both given; drop either")
     if options.subset_path:
+        lists = [(path, read_subset(path, train.source)) for path in options.subset_path]
         return [
-            ("/".join(path.parts[-2:]), read_subset(path, train)) for path in options.subset_path
+            ("/".join(path.parts[-2:]), indices[train.labels[indices] >= 0])
+            for path, indices in lists
         ]
-    labels = torch.from_numpy(np.asarray(train.labels(), dtype=np.int64))
     if not options.images_per_class:
-        return [("all labels", np.arange(len(train)))]
+        return [("all labels", np.flatnonzero(train.labels >= 0))]
+    labels = torch.from_numpy(train.labels)
     return [
         (
             f"{count} per class, draw {draw}",
-            draw_subset(labels, count, seed=options.seed, draw=draw).numpy(),
+            draw_subset(labels, count, seed=options.seed, draw=draw, names=names).numpy(),
         )
         for count in options.images_per_class
         for draw in range(options.draws)

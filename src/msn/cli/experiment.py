@@ -111,7 +111,8 @@ def _files(folder: Path, tag: str) -> dict[Path, int]:
 
 def _overrides(options: argparse.Namespace) -> list[str]:
     # `--devices cpu section.key=value`: what has an equals sign is no device.
-    return [*options.overrides, *(name for name in options.devices if "=" in name)]
+    named = [*options.overrides, *(name for name in options.devices if "=" in name)]
+    return [*named, *["data.skip_bad=true"] * options.skip_bad]
 
 
 def _device_names(options: argparse.Namespace) -> list[str]:

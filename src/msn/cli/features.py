@@ -16,10 +16,12 @@ def run(options: argparse.Namespace) -> None:
     bench = open_bench(options)
     cache = bench.cache or options.out.with_name(f"{options.out.name}.cache")
     bench = bench._replace(cache=cache)
-    found = bench.features(bench.open(options.split), taps=taps_of(options))
+    source = bench.open(options.split)
+    found = bench.extract(source, taps=taps_of(options))
+    bench.settle()
     if not len(found.features):
         raise UserError(f"the {options.split} split holds no images; check data.root_path")
-    write(options.out, found)
+    write(options.out, found, classes=source.classes(), skipped=list(bench.unreadable.found))
     rows, width = found.features.shape
     labels = "with labels" if found.labels is not None else "without labels"
     print(f"{rows} x {width}, {labels}")

@@ -19,6 +19,11 @@ def run(options: argparse.Namespace) -> None:
                 "--profile times a pre-training; leave it out with --linear-eval or --finetune"
             )
         (evaluate_linear if options.linear_eval else evaluate_finetune).run(options)
+    elif options.skip_bad:
+        raise UserError(
+            "--skip-bad: a pre-training replaces bad images by itself, see data.max_bad; for its"
+            " probe set logging.probe.skip_bad=true"
+        )
     elif options.dry_run:
         config, devices, world = experiment.read(options, Config)
         print(describe(config, devices[0], max(world.size, len(devices))))

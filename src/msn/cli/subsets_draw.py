@@ -2,11 +2,11 @@
 
 import argparse
 
-import numpy as np
 import torch
 
 from msn.cli.terminal import say_written
 from msn.config.load import load_images
+from msn.data.classes import split_notes
 from msn.data.subsets import write_subset
 from msn.evaluation.lowshot import draw_subset
 from msn.runtime.errors import UserError
@@ -21,11 +21,13 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(
             "the train split has no labels; put its images into a folder for each class"
         )
-    labels = torch.from_numpy(np.asarray(found, dtype=np.int64))
+    for note in split_notes(source, "train"):
+        print(f"note: {note}")
+    labels = torch.from_numpy(found)
     wanted = [
         (
             options.out / f"subsets{draw + 1}" / f"{count}imgs_class.txt",
-            draw_subset(labels, count, seed=options.seed, draw=draw),
+            draw_subset(labels, count, seed=options.seed, draw=draw, names=source.classes()),
         )
         for draw in range(options.draws)
         for count in options.images_per_class

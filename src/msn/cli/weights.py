@@ -1,15 +1,22 @@
 """What the commands on frozen encoders have in common: weights, images, devices, a cache."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from msn.config.load import load_images
 from msn.config.sections.data import Images
+from msn.data.classes import Splits, labelled_splits
+from msn.data.image import BadImage
+from msn.data.labelled import LabelledSet
 from msn.data.loader import worker_count
 from msn.data.sources import Source
+from msn.data.unreadable import Unreadable
 from msn.evaluation.features import Features, extract
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
 from msn.interop.pretrained import Pretrained, read_pretrained
@@ -27,6 +34,7 @@ class Bench(NamedTuple):
     images: Images
     batch_size: int
     cache: Path | None
+    unreadable: Unreadable
 
     @property
     def workers(self) -> int:
@@ -38,30 +46,27 @@ class Bench(NamedTuple):
         images = self.images.model_copy(update={"channels": self.encoder.channels})
         return open_images(images, split)
 
-    def labelled(self) -> tuple[Source, Source]:
-        """The train and the val split.
+    def labelled(self, max_images: int | None = None) -> Splits:
+        """The train and the val split, their classes matched.
 
         Raises:
             UserError: one is missing, or has no labels.
         """
         train, val = self.open("train"), self.open("val")
-        for split, source in (("train", train), ("val", val)):
-            if source.labels() is None:
-                raise UserError(
-                    f"the {split} split has no labels; evaluation needs a sub-folder for each class"
-                    " in it (data.root_path, data.image_folder)"
-                )
-        if len(train) == len(val) and train.stamp(0) == val.stamp(0):
+        splits = labelled_splits(train, val, max_images=max_images)
+        if len(train) == len(val) and _first_stamp(train) == _first_stamp(val):
             raise UserError(
                 "the images have no val split: training and held-out images would be the same;"
                 " put them into folders train and val (data.root_path, data.image_folder)"
             )
-        return train, val
+        for note in splits.notes:
+            print(f"note: {note}")
+        return splits
 
-    def features(
+    def extract(
         self, source: Source, *, indices: np.ndarray | None = None, taps: Taps = MSN_TAPS
     ) -> Features:
-        """Features of a source, from the cache where they are there."""
+        """Features of a source, from the cache where they are there; `settle` is to follow."""
         return extract(
             self.encoder,
             source,
@@ -70,7 +75,22 @@ class Bench(NamedTuple):
             batch_size=self.batch_size,
             num_workers=self.workers,
             cache=self.cache,
+            unreadable=self.unreadable,
         )
+
+    def features(self, images: LabelledSet, *, taps: Taps = MSN_TAPS) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels (N,) of those images that can be read, likewise."""
+        found = self.extract(images.source, indices=images.chosen, taps=taps)
+        return found.features, torch.from_numpy(images.labels[found.indices])
+
+    def settle(self) -> None:
+        """Say which images were left out.
+
+        Raises:
+            UserError: there are bad images, and they are not to be left out.
+        """
+        for line in self.unreadable.settle():
+            print(f"note: {line}")
 
 
 def taps_of(options: argparse.Namespace) -> Taps:
@@ -110,6 +130,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
         images,
         options.batch_size,
         options.cache,
+        Unreadable(skip=options.skip_bad),
     )
 
 
@@ -131,3 +152,11 @@ def beside(weights: str | Path, ending: str) -> Path:
     for suffix in (".tar", ".pth", ".pt"):
         stem = stem.removesuffix(suffix)
     return path.with_name(f"{stem}-{ending}")
+
+
+def _first_stamp(source: Source) -> str:
+    """Of the first image that can be read: two sources that have it in common are the same."""
+    for index in range(len(source)):
+        with contextlib.suppress(BadImage):
+            return source.stamp(index)
+    return ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msn.data.image import BadImage
 from msn.runtime import collectives
-from msn.runtime.errors import RunError, UserError
+from msn.runtime.errors import RunError, UserError, printable
 from msn.runtime.files import open_regular, replacing, writing
 
 COLUMNS = ("step", "name", "reason")
@@ -72,7 +72,7 @@ class BadImages:
             UserError: the list cannot be written.
         """
         for image in bad:
-            name, reason = _printable(image.name), _printable(image.reason)
+            name, reason = printable(image.name), printable(image.reason)
             if name not in self._met:
                 self._met[name] = self._untold[name] = reason
             if name not in self._listed:
@@ -130,8 +130,3 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
 def _append(path: Path, rows: Iterable[tuple[str, ...]]) -> None:
     with path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _printable(text: str) -> str:
-    """One line of printable characters: a file name may hold anything."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -14,27 +14,38 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msn.data.draws import ViewSpec
-from msn.data.image import BadImage, Image
+from msn.data.image import ArrayImage, BadImage, Image
 from msn.data.order import samples_of_step
 from msn.data.sources import Source
 from msn.data.views import SampleViews, eval_view, make_views
 from msn.data.workers import made_by_workers
-from msn.runtime.errors import UserError
 
 Transform = Callable[[Image, int, int], np.ndarray]
 """(image, epoch, index) -> uint8 (S, S, C); what is random in it is keyed by the two."""
 
 
+class Bad(NamedTuple):
+    """A bad image: its row in the batch, its number in the source, and why."""
+
+    row: int
+    number: int
+    image: BadImage
+
+
 class Batch(NamedTuple):
-    """Images uint8 (B, S, S, C) and their labels int64 (B,)."""
+    """Images uint8 (B, S, S, C) and their labels int64 (B,); black ones in place of bad images."""
 
     images: Tensor
     labels: Tensor
+    bad: tuple[Bad, ...] = ()
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Images of a source with their labels, int64 of its length; only those `chosen` count."""
+    """Images of a source with their labels, int64 of its length; only those `chosen` count.
+
+    Labels of others than those may be -1.
+    """
 
     source: Source
     labels: np.ndarray
@@ -98,9 +109,6 @@ def shuffled_batches(
 
     The batches of all ranks together are those that one process would make of `world_size` times
     the batch size. Further arguments as in `msn.data.loader.training_batches`.
-
-    Raises:
-        UserError: while iterating, an image cannot be read.
     """
     order = partial(
         samples_of_step,
@@ -126,11 +134,7 @@ def batches_in_turn(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's share of all images: over all ranks each is there once, none twice.
-
-    Raises:
-        UserError: while iterating, an image cannot be read.
-    """
+    """This rank's share of all images: over all ranks each is there once, none twice."""
     own = range(rank, len(images), world_size)
     order = partial(_in_turn, own=own, batch_size=batch_size)
     batches = _Batches(images, transform, order)
@@ -138,11 +142,17 @@ def batches_in_turn(
     return made_by_workers(batches, steps, min(num_workers, len(steps)), pin_memory=pin_memory)
 
 
+def evenly_spaced(length: int, limit: int | None) -> np.ndarray:
+    """At most `limit` of the numbers below `length`: a source sorted by class stays balanced."""
+    count = length if limit is None else min(limit, length)
+    return np.arange(count) * length // max(count, 1)
+
+
 def _in_turn(step: int, *, own: range, batch_size: int) -> tuple[int, np.ndarray]:
     return 0, np.array(own[step * batch_size : (step + 1) * batch_size], dtype=np.int64)
 
 
-class _Batches(Dataset[Batch | UserError]):
+class _Batches(Dataset[Batch]):
     """The batch of each step, as a data set indexed by the step."""
 
     def __init__(
@@ -155,16 +165,24 @@ class _Batches(Dataset[Batch | UserError]):
         self.transform = transform
         self.order = order
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> Batch:
         epoch, positions = self.order(step)
         indices = self.images.chosen[positions]
-        try:
-            views = [
-                self.transform(self.images.source.read(index).image, epoch, index)
-                for index in indices.tolist()
-            ]
-        except BadImage as bad:
-            return UserError(f"{bad}; replace or remove it")
-        return Batch(
-            torch.from_numpy(np.stack(views)), torch.from_numpy(self.images.labels[indices])
-        )
+        views, bad = [], []
+        for row, index in enumerate(indices.tolist()):
+            try:
+                view = self.transform(self.images.source.read(index).image, epoch, index)
+            except BadImage as error:
+                # Without its traceback.
+                bad.append(Bad(row, index, BadImage(error.name, error.reason)))
+                view = self._black
+            views.append(view)
+        labels = torch.from_numpy(self.images.labels[indices])
+        return Batch(torch.from_numpy(np.stack(views)), labels, tuple(bad))
+
+    @cached_property
+    def _black(self) -> np.ndarray:
+        """The shape of a view, whatever the transform."""
+        channels = self.images.source.channels
+        pixels = np.zeros((64, 64, channels), dtype=np.uint8)
+        return self.transform(ArrayImage(pixels, channels), 0, 0)

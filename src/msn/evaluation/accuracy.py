@@ -1,6 +1,6 @@
 """How often a classifier is right: top-1 and top-5, each image counted once over all processes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,12 +38,13 @@ class Result(NamedTuple):
             lines.append(f"{name:{width}}  {score.top1:5.2f}  {score.top5:5.2f}  {last:5.2f}")
         return "\n".join(lines)
 
-    def write(self, path: Path) -> None:
-        """Write as JSON."""
+    def write(self, path: Path, skipped: Mapping[str, str]) -> None:
+        """Write as JSON, with the reason by name of the images that were left out."""
         content = {
             "best_epoch": self.best_epoch,
             "best": {name: score._asdict() for name, score in self.best.items()},
             "last": {name: score._asdict() for name, score in self.last.items()},
+            "skipped_images": dict(skipped),
         }
         write_json(path, content)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from msn.evaluation.logistic import Accuracy, accuracy, choose_lambda, fit
+from msn.runtime.errors import printable
 from msn.runtime.files import replacing
 
 
@@ -129,12 +130,19 @@ def table(found: Sequence[Point]) -> str:
     return "\n".join(lines)
 
 
-def as_json(outcomes: Sequence[Outcome], found: Sequence[Point]) -> dict[str, Any]:
-    """Everything, accuracies in percent."""
+def as_json(
+    outcomes: Sequence[Outcome], found: Sequence[Point], names: Sequence[str]
+) -> dict[str, Any]:
+    """Everything, accuracies in percent; classes by their `names`, which are given by label."""
+
+    def named(one: Point | Accuracy) -> dict[str, Any]:
+        per_class = {printable(names[label]): score for label, score in one.per_class.items()}
+        return {**one._asdict(), "per_class": per_class}
+
     return {
         "unit": "percent",
-        "points": [point._asdict() for point in found],
-        "outcomes": [{**one._asdict(), "accuracy": one.accuracy._asdict()} for one in outcomes],
+        "points": [named(point) for point in found],
+        "outcomes": [{**one._asdict(), "accuracy": named(one.accuracy)} for one in outcomes],
     }
 
 

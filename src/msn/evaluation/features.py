@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from msn.data.image import BadImage
-from msn.data.labelled import CentreCrop, LabelledSet, batches_in_turn
+from msn.data.labelled import Batch, CentreCrop, LabelledSet, batches_in_turn
 from msn.data.sources import Source
+from msn.data.unreadable import Unreadable
 from msn.data.views import eval_view
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps
 from msn.runtime.errors import UserError
@@ -38,6 +40,7 @@ class EvalSet(NamedTuple):
 
     images: Tensor  # uint8 (N, S, S, C), CPU
     labels: Tensor  # int64 (N,), CPU
+    indices: np.ndarray  # int64 (N,), of the images in their source
 
 
 class Features(NamedTuple):
@@ -46,31 +49,44 @@ class Features(NamedTuple):
     features: Tensor  # float32 (N, D), CPU
     labels: Tensor | None  # int64 (N,), CPU; None of an unlabelled source
     names: list[str]
+    indices: np.ndarray  # int64 (N,), of the images in their source: without bad ones
 
 
 def evaluation_images(
-    source: Source, *, image_size: int, max_images: int | None = None, num_workers: int = 0
+    images: LabelledSet,
+    *,
+    image_size: int,
+    num_workers: int = 0,
+    unreadable: Unreadable | None = None,
 ) -> EvalSet:
-    """The deterministic evaluation views of `source`, in its order.
+    """The deterministic evaluation views of labelled images, in their order.
 
     Args:
-        source: where the images come from; it must be labelled.
+        images: those that are chosen.
         image_size: side S of the square views, in pixels.
-        max_images: at most this many, evenly spaced over the source, so that a source sorted by
-            class stays balanced. None takes all.
         num_workers: processes that decode images; 0 decodes in this one.
+        unreadable: gathers bad images, to be settled by the caller; None has none.
 
     Raises:
-        UserError: the source has no labels, or an image cannot be read.
+        UserError: an image cannot be read.
     """
-    labels = _labels(source)
-    chosen = evenly_spaced(len(source), max_images)
-    shape = len(chosen), image_size, image_size, source.channels
-    images = torch.empty(shape, dtype=torch.uint8)
-    made = views(source, chosen, size=image_size, batch_size=256, num_workers=num_workers)
-    for place, (_, part) in zip(images.split(256), made, strict=True):
-        place.copy_(part)
-    return EvalSet(images, torch.from_numpy(labels[chosen]))
+    told = Unreadable() if unreadable is None else unreadable
+    shape = len(images), image_size, image_size, images.source.channels
+    pixels = torch.empty(shape, dtype=torch.uint8)
+    good = torch.ones(len(images), dtype=torch.bool)
+    made = views(
+        *(images.source, images.chosen), size=image_size, batch_size=256, num_workers=num_workers
+    )
+    for place, are_good, batch in zip(pixels.split(256), good.split(256), made, strict=True):
+        place.copy_(batch.images)
+        are_good[[bad.row for bad in batch.bad]] = False
+        told.meet(bad.image for bad in batch.bad)
+    if unreadable is None:
+        told.settle()
+    labels = torch.from_numpy(images.labels[images.chosen])
+    if good.all():  # no copy of what may be large
+        return EvalSet(pixels, labels, images.chosen)
+    return EvalSet(pixels[good], labels[good], images.chosen[good.numpy()])
 
 
 @torch.no_grad()
@@ -110,6 +126,7 @@ def extract(
     num_workers: int = 0,
     cache: Path | None = None,
     shard: int = SHARD,
+    unreadable: Unreadable | None = None,
 ) -> Features:
     """Features of the images of a source.
 
@@ -122,41 +139,46 @@ def extract(
         num_workers: processes that decode images; 0 decodes in this one.
         cache: folder to keep them in, and to find them if they are there; None keeps nothing.
         shard: images between saves.
+        unreadable: gathers bad images, to be settled by the caller; None has none.
 
     Raises:
         UserError: an image cannot be read, a feature is not finite, the cache cannot be written.
     """
     encoder.check(taps)
+    told = Unreadable() if unreadable is None else unreadable
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices)
     folder = None if cache is None else _prepare(cache, encoder, source, chosen, taps)
+    compute = partial(_compute, encoder, source, taps, batch_size, num_workers, told)
     parts = []
     for start in range(0, len(chosen), shard):
         images = chosen[start : start + shard]
         path = folder / f"{start:010d}.safetensors" if folder else None
-        shape = len(images), encoder.width(taps)
-        part = _read_shard(path, shape) if path else None
+        part = _read_shard(path, (len(images), encoder.width(taps))) if path else None
         if part is None:
-            part = _compute(encoder, source, images, taps, batch_size, num_workers)
-            if path:
+            part = torch.full((len(images), encoder.width(taps)), torch.nan)
+        missing = part.isnan().any(dim=1)  # not computed yet, or the image was bad
+        if missing.any():
+            part[missing] = compute(images[missing.numpy()])
+            if path and not told.given_up:
                 _write_tensors(path, {"features": part})
         parts.append(part)
+    if unreadable is None:
+        told.settle()
     features = torch.cat(parts) if parts else torch.empty(0, encoder.width(taps))
-    labels = source.labels()
+    good = ~features.isnan().any(dim=1)
+    chosen, labels = chosen[good.numpy()], source.labels()
     return Features(
-        features,
-        None if labels is None else torch.from_numpy(np.asarray(labels, dtype=np.int64)[chosen]),
+        features[good],
+        None if labels is None else torch.from_numpy(labels[chosen]),
         [source.name(int(index)) for index in chosen],
+        chosen,
     )
 
 
 def key(
     encoder: FrozenEncoder, source: Source, indices: np.ndarray, taps: Taps = MSN_TAPS
 ) -> dict[str, Any]:
-    """All that the features depend on, as values of JSON.
-
-    Raises:
-        UserError: an image of the source is gone.
-    """
+    """All that the features depend on, as values of JSON."""
     return {
         "format": FORMAT,
         "weights": encoder.digest,
@@ -170,11 +192,19 @@ def key(
     }
 
 
-def write(path: Path, found: Features) -> None:
+def write(
+    path: Path,
+    found: Features,
+    *,
+    classes: Sequence[str] | None = None,
+    skipped: Sequence[str] = (),
+) -> None:
     """Write features, labels and names to one file.
 
     `.npz`: arrays `features`, `labels` and `names`. `.safetensors`: tensors `features`, `labels`,
-    and `names` as the UTF-8 bytes of one name on each line. Without labels there is no `labels`.
+    and `names` as the UTF-8 bytes of one name on each line. Without labels there is no `labels`;
+    likewise `classes`, the names of the classes by label, which another split may number otherwise,
+    and `skipped`, the images that could not be read.
 
     Raises:
         UserError: the name ends in neither, or the file cannot be written.
@@ -182,21 +212,29 @@ def write(path: Path, found: Features) -> None:
     check_name(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        text = bytearray("\n".join(found.names).encode("utf-8", "surrogateescape"))
-        names = torch.frombuffer(text, dtype=torch.uint8) if text else torch.empty(0).byte()
-        tensors = {"features": found.features, "names": names}
-        if found.labels is not None:
-            tensors["labels"] = found.labels
-        _write_tensors(path, tensors)
-        return
-    arrays = {"features": found.features.numpy(), "names": np.array(found.names, dtype=np.str_)}
+    texts = {"names": found.names, "classes": classes or (), "skipped": skipped}
+    texts = {name: lines for name, lines in texts.items() if lines or name == "names"}
+    numbers = {"features": found.features}
     if found.labels is not None:
-        arrays["labels"] = found.labels.numpy()
+        numbers["labels"] = found.labels
+    if path.suffix == ".safetensors":
+        lines = {name: _bytes(each) for name, each in texts.items()}
+        _write_tensors(path, numbers | lines)
+        return
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
+    np.savez(
+        content,
+        allow_pickle=False,
+        **{name: tensor.numpy() for name, tensor in numbers.items()},
+        **{name: np.array(lines, dtype=np.str_) for name, lines in texts.items()},
+    )
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
+
+
+def _bytes(lines: Sequence[str]) -> Tensor:
+    text = bytearray("\n".join(lines).encode("utf-8", "surrogateescape"))
+    return torch.frombuffer(text, dtype=torch.uint8) if text else torch.empty(0).byte()
 
 
 def check_name(path: Path) -> None:
@@ -227,52 +265,36 @@ def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None
 
 def views(
     source: Source, indices: np.ndarray, *, size: int, batch_size: int, num_workers: int = 0
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Evaluation views by batch: indices (B,) and uint8 (B, S, S, C).
-
-    Raises:
-        UserError: an image cannot be read.
-    """
-    # What comes with each image, elsewhere its label, is here its index.
+) -> Iterator[Batch]:
+    """Evaluation views by batch: in place of the labels are the indices of the images."""
     images = LabelledSet(source, np.arange(len(source)), indices)
-    for batch in batches_in_turn(
-        images, CentreCrop(size), batch_size=batch_size, num_workers=num_workers
-    ):
-        yield batch.labels.numpy(), batch.images
+    return batches_in_turn(images, CentreCrop(size), batch_size=batch_size, num_workers=num_workers)
 
 
 def _compute(
     encoder: FrozenEncoder,
     source: Source,
-    indices: np.ndarray,
     taps: Taps,
     batch_size: int,
     num_workers: int,
+    unreadable: Unreadable,
+    indices: np.ndarray,
 ) -> Tensor:
-    parts = []
-    for batch, images in views(
+    """The features of some images, NaN for bad ones, and for all behind one that ends it all."""
+    features = torch.full((len(indices), encoder.width(taps)), torch.nan)
+    made = views(
         source, indices, size=encoder.image_size, batch_size=batch_size, num_workers=num_workers
-    ):
-        part = encoder.encode(images, batch.tolist(), taps)
-        require_finite(part, [source.name(int(index)) for index in batch])
-        parts.append(part)
-    return torch.cat(parts)
-
-
-def _labels(source: Source) -> np.ndarray:
-    labels = source.labels()
-    if labels is None:
-        raise UserError(
-            "evaluation needs labelled images, but the source has no labels: "
-            "give one with a sub-folder per class (logging.probe.root_path, .image_folder)"
-        )
-    return np.asarray(labels, dtype=np.int64)
-
-
-def evenly_spaced(length: int, limit: int | None) -> np.ndarray:
-    """At most `limit` of the numbers below `length`: a source sorted by class stays balanced."""
-    count = length if limit is None else min(limit, length)
-    return np.arange(count) * length // max(count, 1)
+    )
+    for place, batch in zip(features.split(batch_size), made, strict=True):
+        unreadable.meet(bad.image for bad in batch.bad)
+        if unreadable.given_up:
+            continue
+        part = encoder.encode(batch.images, batch.labels.tolist(), taps)
+        part[[bad.row for bad in batch.bad]] = 0
+        require_finite(part, [source.name(index) for index in batch.labels.tolist()])
+        part[[bad.row for bad in batch.bad]] = torch.nan
+        place.copy_(part)
+    return features
 
 
 def _prepare(
@@ -299,13 +321,12 @@ def _view_digest(encoder: FrozenEncoder) -> str:
 
 def _source_digest(source: Source, indices: np.ndarray) -> str:
     digest = hashlib.sha256(f"{type(source).__qualname__} {source.channels}".encode())
-    try:
-        for index in indices:
-            digest.update(
-                f"{index} {source.stamp(int(index))}\n".encode("utf-8", "surrogateescape")
-            )
-    except BadImage as bad:
-        raise UserError(f"{bad}; replace or remove it") from bad
+    for index in indices:
+        try:
+            stamp = source.stamp(int(index))
+        except BadImage as bad:  # is met again, with all others, where its pixels are wanted
+            stamp = f"bad {bad}"
+        digest.update(f"{index} {stamp}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

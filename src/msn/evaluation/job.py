@@ -1,16 +1,19 @@
 """From the config of an evaluation to what there is to learn: images, labels, weights, steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from msn.config.load import EvaluationFile
 from msn.config.sections.evaluation import LabelledImages
+from msn.data.classes import Splits, labelled_splits
 from msn.data.labelled import LabelledSet, Transform
+from msn.data.sources.base import SPLITS
 from msn.data.subsets import read_subset
+from msn.data.unreadable import Unreadable
+from msn.evaluation.readable import Seen, find_bad, without
 from msn.interop.pretrained import Pretrained, digest, read_pretrained
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
@@ -25,6 +28,8 @@ class Job:
         train, val: the images.
         train_view, val_view: what is seen of an image.
         classes: how many there are.
+        class_names: of each, by label.
+        skipped: reason by name of the bad images that are left out.
         mean, std: (C,) of the images, on the device.
         batch_size: images per process and step.
         steps_per_epoch: whole batches of all processes in the training images.
@@ -37,12 +42,19 @@ class Job:
     train_view: Transform
     val_view: Transform
     classes: int
+    class_names: tuple[str, ...]
+    skipped: dict[str, str]
     mean: Tensor
     std: Tensor
     batch_size: int
     steps_per_epoch: int
     total_steps: int
     weights: str
+
+    @property
+    def sets(self) -> tuple[Seen, Seen]:
+        """All images, with what is seen of them."""
+        return (self.train, self.train_view), (self.val, self.val_view)
 
 
 def read_weights(config: EvaluationFile) -> Pretrained:
@@ -67,27 +79,38 @@ def build_job(
     epochs: int,
     device: torch.device,
 ) -> Job:
-    """Open the images and count steps and classes.
+    """Open the images and count steps and classes. All processes call this.
 
     Raises:
         UserError: a split is missing, unlabelled, too small, or of other classes.
     """
-    data, channels = config.data, weights.architecture.in_chans
-    train, val = (labelled_set(data, split, channels) for split in ("train", "val"))
-    classes = count_classes(data, train, val)
+    data = config.data
+    splits = open_splits(data, weights.architecture.in_chans)
+    unreadable = Unreadable(skip=True)
+    if data.skip_bad:
+        views = (train_view, val_view)
+        splits = leave_out_bad(splits, views, data.num_workers, unreadable)
+    train, val = splits.train, splits.val
+    if collectives.rank() == 0:
+        for note in (*splits.notes, *unreadable.settle()):
+            print(f"note: {note}")
     whole = batch_size * collectives.world_size()
     if len(train) < whole:
         raise UserError(
             f"optimization.batch_size: a step takes {whole} images over all processes, there are"
             f" only {len(train)} for training; lower it"
         )
+    if not len(val):
+        raise UserError("the val split: no image can be read; check data.root_path")
     steps = len(train) // whole
     return Job(
         train=train,
         val=val,
         train_view=train_view,
         val_view=val_view,
-        classes=classes,
+        classes=splits.classes,
+        class_names=splits.names[: splits.classes],
+        skipped=unreadable.found,
         mean=torch.tensor(data.mean or weights.mean or train.source.mean, device=device),
         std=torch.tensor(data.std or weights.std or train.source.std, device=device),
         batch_size=batch_size,
@@ -97,49 +120,44 @@ def build_job(
     )
 
 
-def labelled_set(data: LabelledImages, split: str, channels: int) -> LabelledSet:
-    """A split with its labels.
+def open_splits(data: LabelledImages, channels: int) -> Splits:
+    """The two splits with their labels.
 
     Raises:
-        UserError: it is not there, has no labels, its images are not of the encoder's channels, or
+        UserError: one is not there, has no labels, its images are not of the encoder's channels, or
             the list of those to learn from does not fit.
     """
-    folder = Path(data.root_path or "", data.image_folder, split)
-    if data.source == "folder" and not folder.is_dir():
-        # Without splits a folder is one for all purposes, but no score is worth anything then.
-        raise UserError(f"{folder}: no such folder; an evaluation needs the splits train and val")
+    for split in SPLITS:
+        folder = Path(data.root_path or "", data.image_folder, split)
+        if data.source == "folder" and not folder.is_dir():
+            # Without splits a folder is one for all purposes, but no score is worth anything then.
+            raise UserError(
+                f"{folder}: no such folder; an evaluation needs the splits train and val"
+            )
     if data.channels not in (None, channels):
         raise UserError(
             f"data.channels is {data.channels}, but the encoder takes images of {channels};"
             " leave it out"
         )
-    source = open_images(data.model_copy(update={"channels": channels}), split)
-    labels = source.labels()
-    if labels is None:
-        raise UserError(
-            f"{folder if data.root_path else data.source}: the images have no labels;"
-            " put them into one folder per class, or name another data.source"
-        )
-    chosen = np.arange(len(source))
-    if data.subset and split == "train":
-        chosen = read_subset(Path(data.subset), source)
-    return LabelledSet(source, np.asarray(labels), chosen)
+    images = data.model_copy(update={"channels": channels})
+    train, val = (open_images(images, split) for split in SPLITS)
+    splits = labelled_splits(train, val, num_classes=data.num_classes)
+    if not data.subset:
+        return splits
+    listed = read_subset(Path(data.subset), train)
+    chosen = listed[splits.train.labels[listed] >= 0]
+    return replace(splits, train=replace(splits.train, chosen=chosen))
 
 
-def count_classes(data: LabelledImages, train: LabelledSet, val: LabelledSet) -> int:
-    """The number of classes that is asked for, or of those in the training images.
-
-    Raises:
-        UserError: there is a label beyond it.
-    """
-    found = int(train.labels.max()) + 1
-    classes = data.num_classes or found
-    for split, images in (("train", train), ("val", val)):
-        most = int(images.labels.max()) + 1
-        if most > classes:
-            rule = f"data.num_classes {classes}" if data.num_classes else f"{found} in train"
-            raise UserError(
-                f"the {split} images are of {most} classes, which is more than {rule};"
-                " check data.root_path and data.num_classes"
-            )
-    return classes
+def leave_out_bad(
+    splits: Splits,
+    views: tuple[Transform, Transform],
+    num_workers: int | str,
+    unreadable: Unreadable,
+) -> Splits:
+    """The splits without bad images, which `unreadable` is told of. All processes call this."""
+    sets = splits.train, splits.val
+    bad = find_bad(list(zip(sets, views, strict=True)), num_workers)
+    unreadable.meet(one.image for each in bad for one in each)
+    train, val = (without(*pair) for pair in zip(sets, bad, strict=True))
+    return replace(splits, train=train, val=val)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.runtime import keyed
-from msn.runtime.errors import UserError
+from msn.runtime.errors import UserError, printable
 
 # The strength in the official README's example of five images per class. (0.075 is the authors'
 # for 1 % of ImageNet; none was published for one or two images per class.) On the held-out digits
@@ -74,31 +74,42 @@ def summarise(images_per_class: int, accuracies: Sequence[float]) -> LowShot:
     return LowShot(images_per_class, list(accuracies), statistics.fmean(accuracies), spread)
 
 
-def draw_subset(labels: Tensor, images_per_class: int, *, seed: int, draw: int) -> Tensor:
+def draw_subset(
+    labels: Tensor,
+    images_per_class: int,
+    *,
+    seed: int,
+    draw: int,
+    names: Sequence[str] | None = None,
+) -> Tensor:
     """Indices of some images of each class, by class: int64 (classes * images_per_class,).
+
+    Images with a negative label are not drawn. `names` of the classes, by label, are for messages.
 
     Raises:
         UserError: a class has fewer.
     """
-    _check(labels, images_per_class)
+    _check(labels, images_per_class, names)
     order = torch.from_numpy(
         keyed.generator(seed, keyed.Stream.DRAW, draw).permutation(len(labels))
     )
+    order = order[labels[order] >= 0]
     by_class = order[labels[order].argsort(stable=True)]
-    counts = labels.unique(return_counts=True)[1]
+    counts = labels[order].unique(return_counts=True)[1]
     return torch.cat([part[:images_per_class] for part in by_class.split(counts.tolist())])
 
 
-def _check(labels: Tensor, images_per_class: int) -> None:
-    classes, counts = labels.unique(return_counts=True)
+def _check(labels: Tensor, images_per_class: int, names: Sequence[str] | None = None) -> None:
+    classes, counts = labels[labels >= 0].unique(return_counts=True)
     if len(classes) < 2:
         raise UserError(
             f"low-shot evaluation needs two classes or more, found {len(classes)}: "
             "check that the training images lie in one folder per class"
         )
     if counts.min() < images_per_class:
+        fewest = int(classes[counts.argmin()])
         raise UserError(
             f"low-shot evaluation with {images_per_class} images per class: class "
-            f"{int(classes[counts.argmin()])} has only {int(counts.min())} training images; "
-            "ask for fewer, or add images"
+            f"{printable(names[fewest]) if names else fewest} has only {int(counts.min())} training"
+            " images; ask for fewer, or add images"
         )

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from msn.config.load import EvaluationFile
+from msn.data.classes import some
 from msn.evaluation.accuracy import Score
 from msn.evaluation.job import Job
 from msn.runtime import checkpoint, collectives
@@ -111,7 +112,7 @@ def take_up(job: Job, learner: Learner, found: Found) -> None:
     """Load a checkpoint into the learner.
 
     Raises:
-        UserError: it belongs to other weights or classifiers.
+        UserError: it belongs to other weights, classifiers or classes.
     """
     path, state = found
     if state.get("weights") != job.weights:
@@ -126,5 +127,13 @@ def take_up(job: Job, learner: Learner, found: Found) -> None:
         raise UserError(
             f"{path}: holds the classifiers {shown}, the config asks for"
             f" {', '.join(names)}; give the same, or choose another logging.write_tag"
+        )
+    known = list(job.class_names)
+    classes = state.get("class_names", known)
+    if classes != known:
+        shown = some(list(map(str, classes))) if isinstance(classes, list) else repr(classes)
+        raise UserError(
+            f"{path}: was trained on the classes {shown}, the images are of {some(known)}; give the"
+            " same, or choose another logging.write_tag"
         )
     learner.load_state(found)

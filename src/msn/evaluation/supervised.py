@@ -14,10 +14,11 @@ from torch import Tensor
 
 from msn.config.load import EvaluationFile
 from msn.data.batch import normalise
-from msn.data.labelled import Batch, batches_in_turn, shuffled_batches
+from msn.data.labelled import Bad, Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count, worker_deaths
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
 from msn.evaluation.job import Job
+from msn.evaluation.readable import require_readable
 from msn.evaluation.resuming import Learner, best_path, latest_path, resume, take_up
 from msn.runtime import checkpoint, collectives
 from msn.runtime.checkpoint import CLASSIFIER, Found
@@ -65,7 +66,7 @@ def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
         best,
     )
     if chief:
-        result.write(folder / f"{tag}-result.json")
+        result.write(folder / f"{tag}-result.json", job.skipped)
     return result
 
 
@@ -79,8 +80,10 @@ def train(
         worker_deaths(),
         _Log(config, job, learner, start) as log,
     ):
+        met: list[Bad] = []
         for step, batch in enumerate(training_batches(config, job, start), start):
             timer.data_ready()
+            met += batch.bad
             images = normalise(batch.images, job.mean, job.std)
             labels = batch.labels.to(images.device, non_blocking=True)
             losses = learner.train_step(images, labels, step)
@@ -89,7 +92,8 @@ def train(
             done, stopping = step + 1, ballot.vote(stop.number)
             logs, ends = step % per_epoch % config.logging.log_freq == 0, done % per_epoch == 0
             saves = ends or stopping or done % config.logging.checkpoint_freq_itr == 0
-            if logs or saves:
+            if logs or saves:  # before anything is kept of what a bad image made
+                require_readable(met, job.sets, config.data.num_workers)
                 require_finite(losses, step)
             if logs:
                 log.step(step, losses, timer)
@@ -127,7 +131,12 @@ def training_batches(config: EvaluationFile, job: Job, start: int) -> Iterator[B
 
 
 def measure(config: EvaluationFile, job: Job, learner: Learner) -> list[Score]:
-    """What each classifier scores on the `val` split as it is now."""
+    """What each classifier scores on the `val` split as it is now. All processes call this.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    met: list[Bad] = []
     batches = batches_in_turn(
         job.val,
         job.val_view,
@@ -137,9 +146,20 @@ def measure(config: EvaluationFile, job: Job, learner: Learner) -> list[Score]:
         world_size=collectives.world_size(),
         pin_memory=config.data.pin_mem,
     )
-    return accuracy(
-        learner.logits, batches, normalise=partial(normalise, mean=job.mean, std=job.std)
+    scores = accuracy(
+        learner.logits,
+        _watched(batches, met),
+        normalise=partial(normalise, mean=job.mean, std=job.std),
     )
+    require_readable(met, job.sets, config.data.num_workers)
+    return scores
+
+
+def _watched(batches: Iterator[Batch], met: list[Bad]) -> Iterator[Batch]:
+    """The batches, with their bad images added to `met`."""
+    for batch in batches:
+        met += batch.bad
+        yield batch
 
 
 def measure_best(config: EvaluationFile, job: Job, learner: Learner) -> Result:
@@ -186,6 +206,7 @@ def save(
             "world_size": collectives.world_size(),
             "accuracy": [[list(score) for score in scores] for scores in epochs],
             "weights": job.weights,
+            "class_names": list(job.class_names),
             "mean": job.mean.tolist(),
             "std": job.std.tolist(),
             "config": config.model_dump(mode="json"),

@@ -54,7 +54,8 @@ def gather(x: Tensor) -> Tensor:
         return x.detach()
     rows = x.detach().contiguous()
     everything = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(everything, rows)
+    with _old_names():
+        dist.all_gather_into_tensor(everything, rows)
     return everything
 
 
@@ -66,13 +67,20 @@ def replicated(module: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # the new name is not in torch 2.11
+    with _old_names():
         return nn.parallel.DistributedDataParallel(
             module,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,  # computed from the global batch, they are equal
         )
+
+
+@contextlib.contextmanager
+def _old_names() -> Iterator[None]:
+    """Use names that the newest torch warns of: the new ones are not in torch 2.11."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def not_exchanging(replica: nn.Module) -> AbstractContextManager[None]:

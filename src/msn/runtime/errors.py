@@ -34,3 +34,8 @@ class PeerLost(UserError):
     """Another process of the run ended; its own error says why."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """One line of printable characters: a file name may hold anything."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -1,5 +1,6 @@
 """What the target encoder is worth to a labelled set, during training and at its end."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from msn.config.load import Config
 from msn.data.batch import normalise
+from msn.data.classes import labelled_splits
 from msn.data.sources import Source, open_source
+from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
 from msn.evaluation.knn import knn
 from msn.models.encoder import VisionTransformer
@@ -31,7 +34,7 @@ class Probe:
         num_workers: processes that decode the images.
 
     Raises:
-        UserError: a split is missing or has no labels.
+        UserError: a split is missing or has no labels, or an image cannot be read.
     """
 
     def __init__(self, config: Config, parts: Parts, *, num_workers: int) -> None:
@@ -40,7 +43,22 @@ class Probe:
         self.config = config
         self.parts = parts
         self.num_workers = num_workers
+        self.unreadable = Unreadable(
+            skip=self.settings.skip_bad, option="logging.probe.skip_bad: true"
+        )
+        splits = labelled_splits(
+            *(self._open(split) for split in ("train", "val")),
+            max_images=self.settings.max_images,
+            section="logging.probe",
+        )
+        self.sets = [splits.train, splits.val]
         self.train, self.val = self._images(config.data.rand_size)
+        for note in (*splits.notes, *self.unreadable.settle()):
+            print(f"note: {note} (logging.probe)")
+        self.sets = [
+            replace(images, chosen=good.indices)
+            for images, good in zip(self.sets, (self.train, self.val), strict=True)
+        ]
         if self.settings.k > len(self.train.labels):
             raise UserError(
                 f"logging.probe.k {self.settings.k} is more than the {len(self.train.labels)}"
@@ -81,6 +99,7 @@ class Probe:
                 tag=tag,
                 k=self.settings.k,
                 temperature=self.settings.temperature,
+                skipped=self.unreadable.found,
             )
         )
 
@@ -103,12 +122,12 @@ class Probe:
         """The views of the two splits, of so many pixels."""
         train, val = (
             evaluation_images(
-                self._open(split),
+                images,
                 image_size=side,
-                max_images=self.settings.max_images,
                 num_workers=self.num_workers,
+                unreadable=self.unreadable,
             )
-            for split in ("train", "val")
+            for images in self.sets
         )
         return train, val
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +57,7 @@ def write_report(
     seed: int = 0,
     k: int = 20,
     temperature: float = 0.07,
+    skipped: Mapping[str, str] | None = None,
 ) -> str:
     """Compare representations and write `TAG-report.json` and `TAG-report.png` to `folder`.
 
@@ -73,6 +74,7 @@ def write_report(
         seed: of the draws.
         k: number of neighbours that vote in k-NN.
         temperature: of that vote.
+        skipped: reason by name of the images that were left out.
 
     Returns:
         The table as text, one line per representation.
@@ -91,12 +93,13 @@ def write_report(
         )
         for one in representations
     ]
-    write_json(folder / f"{tag}-report.json", _as_json(scores, draws, k))
+    content = {**_as_json(scores, draws, k), "skipped_images": dict(skipped or {})}
+    write_json(folder / f"{tag}-report.json", content)
     figure = _picture(train, val, representations[-1], scores[-1], read_loss(csv_path), tag)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
     with replacing(folder / f"{tag}-report.png") as path:
-        path.write_bytes(content.getvalue())
+        path.write_bytes(picture.getvalue())
     return table(scores)
 
 

@@ -103,8 +103,9 @@ def test_a_key_of_which_the_image_is_not_known_is_refused(tmp_path: Path) -> Non
 def test_half_labelled_and_badly_labelled_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"3", "2.png": PNG})
     assert "1 of 2 images in the tar files have no label" in refused(tmp_path)
-    write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"cat"})
-    assert "a.tar: 1.cls holds b'cat'; a label is a whole number" in refused(tmp_path)
+    for content in (b"", b" \n", b"\xff", b"cat\ndog", b"x" * 256):
+        write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": content})
+        assert f"a.tar: 1.cls holds {content[:40]!r}; a label is a whole nu" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("member", ["../out.png", "/tmp/out.png", "a/../../out.png", "..", "a/.."])

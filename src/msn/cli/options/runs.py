@@ -37,6 +37,11 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         help="how long the processes wait for each other at the start",
     )
     parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="evaluate without the images that cannot be read; short for data.skip_bad=true",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print what the run would do, and do nothing"
     )
 

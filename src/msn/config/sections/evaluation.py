@@ -68,6 +68,8 @@ class LabelledImages(Images):
 
     num_classes: Choices | None = None
     """Number of classes; null counts those of the training images."""
+    skip_bad: bool = False
+    """Go on without images that cannot be read; all are looked at before."""
     subset: PathText | None = None
     """List of the training images to learn from, in the official format; null takes all."""
     image_size: Side = 224

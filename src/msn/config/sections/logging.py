@@ -28,6 +28,8 @@ class Probe(Section):
     """Its root folder; null takes data.root_path."""
     image_folder: PathOrEmpty | None = None
     """Its folder below the root; null takes data.image_folder."""
+    skip_bad: bool = False
+    """Go on without images that cannot be read."""
     image_list: PathText | None = None
     """Its list of images; null takes data.image_list."""
     k: Count = 20

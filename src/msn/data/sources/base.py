@@ -14,6 +14,7 @@ import numpy as np
 from msn.data.image import ArrayImage, BadImage, Image, open_image
 from msn.data.mapped import Arrays
 from msn.data.normalisation import Normalisation, imagenet_normalisation, measured_normalisation
+from msn.data.sources.labels import known_labels
 from msn.runtime import keyed
 from msn.runtime.errors import UserError
 from msn.runtime.files import open_regular
@@ -25,6 +26,9 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pfm", ARRAYS),
 )
 MAX_BYTES = 2**30  # of an image file: as many pixels as are read, in RGB of 32 bits
+LEFT_ALONE = ("__MACOSX", "@eaDir")
+"""Folders that archives and network storage add; like hidden ones they are neither class nor image.
+"""
 SPLITS = ("train", "val")
 STATISTICS_BYTES = 2**26  # of images looked at for their mean: all of Fashion-MNIST
 STATISTICS_FILES = 1000  # likewise
@@ -71,7 +75,11 @@ class Source(Protocol):
         ...
 
     def labels(self) -> np.ndarray | None:
-        """All labels, int64 (N,), or None for an unlabelled source."""
+        """All labels, int64 (N,), -1 for an image without; None for an unlabelled source."""
+        ...
+
+    def classes(self) -> list[str] | None:
+        """The names of the classes by label, or None where labels are numbers and no more."""
         ...
 
 
@@ -151,10 +159,11 @@ class ArraySource:
 
     Args:
         arrays: holds `images`, uint8 (N, ...). To be cheap to send, it is a `Mapped` if large.
-        labels: integers (N,), or None.
+        labels: integers (N,), negative for none, or None.
         axes: where height, width and channels of an image are among its axes.
         channels: 1 (grey) or 3 (RGB); None takes those that are there.
         title: first part of the images' names.
+        classes: names of the classes by label, if known.
     """
 
     def __init__(
@@ -165,9 +174,11 @@ class ArraySource:
         title: str,
         channels: int | None = None,
         axes: tuple[int, int, int] = (0, 1, 2),
+        classes: list[str] | None = None,
     ) -> None:
         self._arrays = arrays
         self._labels = labels
+        self._classes = classes
         self._title = title
         self._axes = axes
         own = arrays["images"].shape[1 + axes[2]]
@@ -180,8 +191,9 @@ class ArraySource:
     def read(self, index: int) -> Sample:
         index = range(len(self))[index]
         pixels = self._arrays["images"][index].transpose(self._axes)
-        label = None if self._labels is None else int(self._labels[index])
-        return Sample(ArrayImage(pixels, self.channels), label, self.name(index))
+        label = -1 if self._labels is None else int(self._labels[index])
+        image = ArrayImage(pixels, self.channels)
+        return Sample(image, None if label < 0 else label, self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self._title}/{index}"
@@ -190,7 +202,10 @@ class ArraySource:
         return f"{self.name(index)} {zlib.crc32(self.read(index).image.pixels())}"
 
     def labels(self) -> np.ndarray | None:
-        return None if self._labels is None else self._labels.astype(np.int64)
+        return None if self._labels is None else known_labels(self._labels)
+
+    def classes(self) -> list[str] | None:
+        return self._classes
 
     def _statistics(self, own: int) -> Normalisation:
         """Mean and standard deviation of each channel, over images spread evenly."""
@@ -222,6 +237,11 @@ def file_stamp(path: str) -> str:
     with _bad_if_refused(path):
         found = os.stat(path)
     return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def is_left_alone(name: str) -> bool:
+    """Whether a file or folder of this name is nothing that the user put there as data."""
+    return name.startswith(".") or name in LEFT_ALONE
 
 
 def data_folder(root_path: str | None, image_folder: str) -> Path:

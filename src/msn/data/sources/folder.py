@@ -14,7 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from msn.data.mapped import THREADS, Arrays, Watch, cached, pack, unpack
-from msn.data.sources.base import ARRAYS, EXTENSIONS, EncodedSource, file_stamp, read_file
+from msn.data.sources.base import (
+    ARRAYS,
+    EXTENSIONS,
+    EncodedSource,
+    file_stamp,
+    is_left_alone,
+    read_file,
+)
+from msn.data.sources.labels import pack_classes, unpack_classes
 from msn.runtime.errors import UserError
 
 
@@ -23,7 +31,8 @@ class Folder(EncodedSource):
 
     With images in sub-folders, each sub-folder is a class, numbered in sorted order, and its images
     may lie at any depth: order and labels are those of torchvision's ImageFolder. Without, the
-    images directly in the folder are taken, unlabelled. Hidden files and folders are passed over.
+    images directly in the folder are taken, unlabelled. Hidden files and folders, and
+    those of `LEFT_ALONE`, are passed over.
     Arrays (`.npy`) are images where there are no others.
 
     Raises:
@@ -56,6 +65,9 @@ class Folder(EncodedSource):
             return None
         return np.repeat(classes, np.diff(self._index["firsts"], append=len(self)))
 
+    def classes(self) -> list[str] | None:
+        return None if self._index["classes"][0] < 0 else unpack_classes(self._index)
+
     def stamp(self, index: int) -> str:
         return file_stamp(self.path(index))
 
@@ -87,6 +99,7 @@ def _build_index(root: str, watch: Watch) -> Arrays:
     """Folders with images, in order, and their images.
 
     Arrays: `folders` and `folder_ends`, packed paths below the root; `classes` (D,), -1 for none;
+    their names as of `pack_classes`;
     `firsts` (D,), the index of the first image in each; `files` and `file_ends`, packed names.
     """
     listings = list(_scan(root, watch))
@@ -117,6 +130,7 @@ def _build_index(root: str, watch: Watch) -> Arrays:
         "folders": folders,
         "folder_ends": folder_ends,
         "classes": np.array([class_of(listing) for listing in with_images], dtype=np.int64),
+        **pack_classes(list(classes)),
         "firsts": np.cumsum(counts) - counts,
         "files": np.concatenate([listing.files[0] for listing in with_images]),
         "file_ends": np.cumsum(np.concatenate(lengths)),
@@ -150,7 +164,7 @@ def _list(root: str, watch: Watch, place: _Place) -> _Listing:
         arrays: list[str] = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_left_alone(entry.name):
                     continue
                 if _is_folder(entry):
                     folders.append(entry.name)

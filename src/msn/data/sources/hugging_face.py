@@ -9,6 +9,7 @@ import numpy as np
 
 from msn.data.image import BadImage
 from msn.data.sources.base import EncodedSource, read_file
+from msn.data.sources.labels import known_labels
 from msn.runtime.errors import UserError
 
 END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"
@@ -19,7 +20,7 @@ class HuggingFace(EncodedSource):
     """The images of a data set that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Images are its first column of type Image, or without any of Array2D or Array3D; labels its
-    first of type ClassLabel, if any.
+    first of type ClassLabel, if any; a negative or missing one is none.
 
     Raises:
         UserError: `datasets` is not installed, the folder is none of its, or has no such split or
@@ -47,6 +48,7 @@ class HuggingFace(EncodedSource):
         self._column = (images or arrays)[0]
         self._array_type = None if images else data.features[self._column].dtype
         self._label_column = labels[0] if labels else None
+        self._classes = list(data.features[labels[0]].names or []) if labels else []
         if images:  # the files as they are, instead of decoded
             self._data = data.cast_column(self._column, datasets.Image(decode=False))
         else:
@@ -63,12 +65,24 @@ class HuggingFace(EncodedSource):
     def label(self, index: int) -> int | None:
         if self._label_column is None:
             return None
-        return int(self._data.data.column(self._label_column)[index].as_py())
+        label = self._data.data.column(self._label_column)[index].as_py()
+        return None if label is None or label < 0 else int(label)
 
     def labels(self) -> np.ndarray | None:
         if self._label_column is None:
             return None
-        return self._data.data.column(self._label_column).to_numpy().astype(np.int64)
+        column = self._data.data.column(self._label_column)
+        labels = column.fill_null(-1).to_numpy().astype(np.int64)
+        beyond = np.flatnonzero(labels >= (len(self._classes) or np.inf))
+        if len(beyond):
+            raise UserError(
+                f"{self._title}: row {beyond[0]} has the label {labels[beyond[0]]}, but its column"
+                f" {self._label_column} names {len(self._classes)} classes; correct the data set"
+            )
+        return known_labels(labels)
+
+    def classes(self) -> list[str] | None:
+        return self._classes or None
 
     def encoded(self, index: int) -> bytes:
         image = self._images[index][self._column]

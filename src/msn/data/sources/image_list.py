@@ -11,6 +11,7 @@ import numpy as np
 
 from msn.data.mapped import Arrays, Watch, cached, pack, unpack
 from msn.data.sources.base import EXTENSIONS, EncodedSource, data_folder, file_stamp, read_file
+from msn.data.sources.labels import read_labels, unpack_classes
 from msn.runtime.errors import UserError
 
 PATH_HEADINGS = ("path", "filename", "file_name", "filepath", "file", "image_path", "image", "img")
@@ -25,7 +26,7 @@ class ImageList(EncodedSource):
     under another of the usual headings, in small or large letters; one without a row of headings
     has them in its first two columns. Any other file has a path in each
     line, and may have a label behind it, after a tab or a space. Labels are whole numbers, or names
-    of classes, which are numbered in sorted order.
+    of classes, which are numbered in sorted order; a negative number means that there is none.
 
     Args:
         file: the list.
@@ -51,10 +52,14 @@ class ImageList(EncodedSource):
         return os.path.join(self._folder, self.name(index))
 
     def label(self, index: int) -> int | None:
-        return int(self._index["labels"][index]) if len(self._index["labels"]) else None
+        label = int(self._index["labels"][index]) if len(self._index["labels"]) else -1
+        return None if label < 0 else label
 
     def labels(self) -> np.ndarray | None:
         return self._index["labels"] if len(self._index["labels"]) else None
+
+    def classes(self) -> list[str] | None:
+        return unpack_classes(self._index)
 
     def stamp(self, index: int) -> str:
         return file_stamp(self.path(index))
@@ -79,7 +84,7 @@ def list_root(root_path: str | None, image_folder: str) -> Path | None:
 
 
 def _build_index(path: str, watch: Watch) -> Arrays:
-    """Arrays: `paths` and `path_ends`, packed; `labels` (N,), or (0,) for none."""
+    """Arrays: `paths` and `path_ends`, packed; those of `read_labels`."""
     try:
         watch(path)
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -99,8 +104,11 @@ def _build_index(path: str, watch: Watch) -> Arrays:
             " label all of them, or none"
         )
     paths, path_ends = pack(os.fsencode(image) for image, _ in rows)
-    labels = np.zeros(0, dtype=np.int64) if unlabelled else _numbers([row[1] for row in rows])
-    return {"paths": paths, "path_ends": path_ends, "labels": labels}
+    labels = read_labels(
+        [] if unlabelled else [label for _, label in rows],
+        lambda index: f"{path}: row {index + 1}, {rows[index][0]},",
+    )
+    return {"paths": paths, "path_ends": path_ends, **labels}
 
 
 def _csv_rows(path: str, file: Iterator[str]) -> Iterator[tuple[str, str]]:
@@ -153,10 +161,3 @@ def _split_line(line: str) -> tuple[str, str]:
     separator = "\t" if "\t" in line else " "
     path, _, label = line.rpartition(separator) if separator in line else (line, "", "")
     return path.strip(), label.strip()
-
-
-def _numbers(labels: list[str]) -> np.ndarray:
-    try:
-        return np.array([int(label) for label in labels], dtype=np.int64)
-    except (ValueError, OverflowError):
-        return np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -21,13 +21,15 @@ from msn.data.sources.base import (
     SPLITS,
     EncodedSource,
     file_stamp,
+    is_left_alone,
     refuse_large,
 )
+from msn.data.sources.labels import read_labels, unpack_classes
 from msn.data.tar_file import members
 from msn.runtime.errors import UserError
 
 SPARSE = -1  # in place of a size: such a member lies in pieces
-MAX_LABEL_BYTES = 32
+MAX_LABEL_BYTES = 255
 MAX_JSON_BYTES = 2**20
 JSON_LABELS = ("label", "cls", "class", "target")
 """Keys of a `.json` member under which the label is looked for, the first that is there."""
@@ -38,9 +40,10 @@ class Shards(EncodedSource):
 
     Members of one name up to the first dot are a sample. Its image is the member `image_key`, else
     the first of `EXTENSIONS` that it has; others, such as masks, are left alone, and so are arrays
-    (`.npy`) where any sample has another image. Its label is the whole number in its member `.cls`,
-    else that under `label` in its member `.json` (or under another of `JSON_LABELS`). Members are
-    read at their place in the shard: nothing is unpacked, links and devices are passed over.
+    (`.npy`) where any sample has another image. Its label is in its member `.cls`, else
+    under `label` in its member `.json` (or under another of `JSON_LABELS`): a whole number, or the
+    name of a class; a negative number means that there is none. Members are read at their place in
+    the shard: nothing is unpacked, links and devices are passed over.
 
     Args:
         shards: the tar files, uncompressed.
@@ -72,10 +75,14 @@ class Shards(EncodedSource):
         return os.path.join(self._folder, self.name(index))
 
     def label(self, index: int) -> int | None:
-        return int(self._index["labels"][index]) if len(self._index["labels"]) else None
+        label = int(self._index["labels"][index]) if len(self._index["labels"]) else -1
+        return None if label < 0 else label
 
     def labels(self) -> np.ndarray | None:
         return self._index["labels"] if len(self._index["labels"]) else None
+
+    def classes(self) -> list[str] | None:
+        return unpack_classes(self._index)
 
     def stamp(self, index: int) -> str:
         shard = os.path.join(self._folder, self._shard(index))
@@ -140,13 +147,13 @@ class _Contents(NamedTuple):
     members: list[str]
     offsets: list[int]
     sizes: list[int]
-    labels: list[int | None]
+    labels: list[str | None]
     unchosen: list[str]  # images of samples that have not the one that is looked for
 
 
 def _build_index(folder: str, names: list[str], image_key: str, watch: Watch) -> Arrays:
     """Arrays: `shards` and `shard_ends`, packed names; `firsts`, the first image in each;
-    `members` and `member_ends`; `offsets` and `sizes` in bytes; `labels` (N,), or (0,) for none.
+    `members` and `member_ends`; `offsets` and `sizes` in bytes; those of `read_labels`.
     """
 
     def contents_of(name: str) -> tuple[_Contents, _Contents]:
@@ -178,7 +185,7 @@ def _build_index(folder: str, names: list[str], image_key: str, watch: Watch) ->
         "member_ends": member_ends,
         "offsets": np.array([o for found in contents.values() for o in found.offsets], np.int64),
         "sizes": np.array([s for found in contents.values() for s in found.sizes], np.int64),
-        "labels": np.array(known, dtype=np.int64),
+        **read_labels(known, lambda index: f"{folder}: {unpack(members, member_ends, index)}"),
     }
 
 
@@ -200,15 +207,16 @@ def _require_images(folder: str, image_key: str, contents: Sequence[_Contents]) 
 def _read_shard(path: str, image_key: str, watch: Watch) -> tuple[_Contents, _Contents]:
     """The images in a shard, and the arrays."""
     samples: dict[str, dict[str, _Member]] = {}
-    labels: dict[str, int] = {}
-    noted: dict[str, int | None] = {}
+    labels: dict[str, str] = {}
+    noted: dict[str, str | None] = {}
     try:
         if not stat.S_ISREG(watch(path).st_mode):
             raise OSError("not a regular file")
         for shard, member in members(path):
             _refuse_escape(path, member.name)
             name = os.path.basename(member.name).lower()
-            if not member.isreg() or name.startswith("."):
+            parts = [part for part in member.name.split("/") if part != "."]
+            if not member.isreg() or any(map(is_left_alone, parts)):
                 continue
             key, ending = _key(member.name), name.partition(".")[2]
             if name.endswith(EXTENSIONS) or ending == image_key:
@@ -234,7 +242,7 @@ def _read_shard(path: str, image_key: str, watch: Watch) -> tuple[_Contents, _Co
 
 
 def _chosen(
-    samples: dict[str, dict[str, _Member]], endings: list[str], labels: Mapping[str, int | None]
+    samples: dict[str, dict[str, _Member]], endings: list[str], labels: Mapping[str, str | None]
 ) -> _Contents:
     """Of each sample the first member of one of the endings, in the order of their places."""
     found, unchosen = [], []
@@ -270,18 +278,19 @@ def _key(member: str) -> str:
     return os.path.join(folder, name.split(".")[0])
 
 
-def _read_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+def _read_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     file = shard.extractfile(member)
-    text = file.read(MAX_LABEL_BYTES) if file else b""
-    try:
-        return int(text)
-    except ValueError:
+    content = file.read(MAX_LABEL_BYTES + 1) if file else b""
+    text = content.decode("utf-8", "replace").strip()
+    if not text or not text.isprintable() or "\ufffd" in text or len(content) > MAX_LABEL_BYTES:
         raise UserError(
-            f"{path}: {member.name} holds {text!r}; a label is a whole number"
-        ) from None
+            f"{path}: {member.name} holds {content[:40]!r}; a label is a whole number or the name"
+            f" of a class, of at most {MAX_LABEL_BYTES} bytes"
+        )
+    return text
 
 
-def _noted_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> int | None:
+def _noted_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
     """The label in a `.json` member, None where it tells of other things or is no JSON."""
     file = shard.extractfile(member)
     try:
@@ -290,9 +299,11 @@ def _noted_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> 
         return None
     known = values if isinstance(values, dict) else {}
     label = next((known[key] for key in JSON_LABELS if key in known), None)
-    if label is not None and type(label) is not int:
+    if label is None:
+        return None
+    if type(label) not in (int, str) or not str(label).strip():
         raise UserError(
-            f"{path}: {member.name} has the label {str(label)[:80]!r}; a label of tar shards is a"
-            " whole number: write the number of the class, or list the files with data.source: list"
+            f"{path}: {member.name} has the label {str(label)[:80]!r}; a label is a whole number or"
+            " the name of a class"
         )
-    return label
+    return str(label).strip()

@@ -20,6 +20,10 @@ CIFAR_FILES = {
     "cifar100": {"train": ["cifar-100-python/train"], "val": ["cifar-100-python/test"]},
 }
 CIFAR_LABELS = {"cifar10": "labels", "cifar100": "fine_labels"}
+CIFAR_NAMES = {
+    "cifar10": ("cifar-10-batches-py/batches.meta", "label_names"),
+    "cifar100": ("cifar-100-python/meta", "fine_label_names"),
+}
 CIFAR_SIDE = 32
 PICKLED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -48,7 +52,13 @@ def open_cifar(
     _fetch(root, name, files, download)
     paths = [str(file.absolute()) for file in files]
     arrays = cached("\n".join([name, *paths]), partial(_read_cifar, paths, CIFAR_LABELS[name]))
-    return ArraySource(arrays, arrays["labels"], channels=channels, title=f"{name}/{split}")
+    return ArraySource(
+        arrays,
+        arrays["labels"],
+        channels=channels,
+        title=f"{name}/{split}",
+        classes=_cifar_names(root, name),
+    )
 
 
 def open_stl10(
@@ -68,13 +78,23 @@ def open_stl10(
     images = folder / images_name
     _fetch(root, name, [folder / file for file in (images_name, labels_name) if file], download)
     count, rest = divmod(images.stat().st_size, 3 * STL10_SIDE**2)
-    labels = np.fromfile(folder / labels_name, dtype=np.uint8) - 1 if labels_name else None
+    labels = None
+    if labels_name:  # from 1; a 0 becomes -1, which is none
+        labels = np.fromfile(folder / labels_name, dtype=np.uint8).astype(np.int64) - 1
     if rest or not count or (labels is not None and len(labels) != count):
         raise UserError(f"{images}: is not a whole file of STL-10; fetch it again")
     layout = {"images": ("|u1", (count, 3, STL10_SIDE, STL10_SIDE), 0)}
     arrays = Mapped(str(images.absolute()), layout)
     # On disk: channel, column, row.
-    return ArraySource(arrays, labels, channels=channels, axes=(2, 1, 0), title=f"{name}/{split}")
+    names = folder / "class_names.txt"
+    return ArraySource(
+        arrays,
+        labels,
+        channels=channels,
+        axes=(2, 1, 0),
+        title=f"{name}/{split}",
+        classes=names.read_text("utf-8", "replace").split() if names.is_file() else None,
+    )
 
 
 def _fetch(root: Path, name: str, files: list[Path], download: bool) -> None:
@@ -113,6 +133,20 @@ def _read_cifar(paths: list[str], label_key: str, watch: Watch) -> Arrays:
         if len(images[-1]) != len(labels[-1]):
             raise UserError(f"{path}: has more images than labels, or less; fetch it again")
     return {"images": np.concatenate(images), "labels": np.concatenate(labels)}
+
+
+def _cifar_names(root: Path, name: str) -> list[str] | None:
+    """The names of the classes, where their file is there."""
+    file, key = CIFAR_NAMES[name]
+    if not (root / file).is_file():
+        return None
+    try:
+        meta = _Unpickler(io.BytesIO((root / file).read_bytes()), encoding="latin1").load()
+        return [str(text) for text in meta[key]]
+    except Exception as error:
+        raise UserError(
+            f"{root / file}: is not a file of CIFAR ({error!r:.80}); fetch it again"
+        ) from error
 
 
 class _Unpickler(pickle.Unpickler):

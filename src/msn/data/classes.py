@@ -1,0 +1,155 @@
+"""The classes of two splits, matched by name: what is learnt of one is asked of the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from msn.data.labelled import LabelledSet, evenly_spaced
+from msn.data.sources import Source
+from msn.runtime.errors import UserError, printable
+
+NAMED = 5  # classes in a message
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Two splits whose labels mean the same.
+
+    Attributes:
+        train: images to learn from; their labels are 0 to `classes` - 1.
+        val: images to measure with. Those of a class that train lacks have a label from `classes`
+            on, which no classifier gives: they count as errors.
+        classes: number of classes to learn.
+        names: of all classes, by label; those that train lacks come last.
+        notes: what the user should know of these splits, a line each.
+    """
+
+    train: LabelledSet
+    val: LabelledSet
+    classes: int
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def labelled_splits(
+    train: Source,
+    val: Source,
+    *,
+    num_classes: int | None = None,
+    max_images: int | None = None,
+    section: str = "data",
+) -> Splits:
+    """Number the classes of both splits by those of the training images.
+
+    Classes with names are matched by name, plain numbers by number. Images without a label are left
+    out. Only classes that the training images show count, in the order of their labels.
+
+    Args:
+        num_classes: how many classes there are; plain numbers then stay as they are.
+        max_images: at most so many of each split, spread evenly.
+        section: of the config that names the images, for messages.
+
+    Raises:
+        UserError: a split has no labels, the two have no class in common, or there are more than
+            `num_classes`.
+    """
+    sets = [
+        _labelled(source, split, max_images, section)
+        for source, split in ((train, "train"), (val, "val"))
+    ]
+    present = [np.unique(images.labels[images.chosen]) for images in sets]
+    known, asked = (
+        class_names(images.source, labels) for images, labels in zip(sets, present, strict=True)
+    )
+    plain = train.classes() is None and val.classes() is None
+    numbers = present[0] if num_classes and plain else np.arange(len(known))
+    classes = num_classes or len(known)
+    if numbers[-1] >= classes:
+        raise UserError(
+            f"the train images are of {numbers[-1] + 1} classes, more than {section}.num_classes"
+            f" {classes}; check {section}.root_path and {section}.num_classes"
+        )
+    number = dict(zip(known, numbers.tolist(), strict=True))
+    lacking = [name for name in asked if name not in number]
+    if len(lacking) == len(asked):
+        raise UserError(
+            f"no class of val ({some(asked)}) is one of train ({some(known)}); name them alike, or"
+            f" check {section}.root_path and {section}.image_folder"
+        )
+    number |= {name: classes + i for i, name in enumerate(lacking)}
+    names = {label: name for name, label in number.items()}
+    matched = [
+        _renumbered(images, labels, np.array([number[name] for name in own]))
+        for images, labels, own in zip(sets, present, (known, asked), strict=True)
+    ]
+    return Splits(
+        matched[0],
+        matched[1],
+        classes,
+        tuple(names.get(label, str(label)) for label in range(classes + len(lacking))),
+        (
+            *split_notes(train, "train"),
+            *split_notes(val, "val"),
+            *_lacking_notes(lacking, matched[1], classes),
+        ),
+    )
+
+
+def class_names(source: Source, labels: np.ndarray) -> list[str]:
+    """The names of the classes that labels stand for; the number itself where there is none."""
+    names = source.classes() or []
+    return [names[label] if label < len(names) else str(label) for label in labels.tolist()]
+
+
+def split_notes(source: Source, split: str) -> list[str]:
+    """What the user should know of the labels of a split: images without one, empty classes."""
+    labels, names, notes = source.labels(), source.classes(), []
+    if labels is None:
+        return []
+    unlabelled = int((labels < 0).sum())
+    if unlabelled:
+        notes.append(f"{unlabelled} of {len(labels)} {split} images have no label and are left out")
+    if names:
+        with_images = set(np.unique(labels).tolist())
+        empty = [name for i, name in enumerate(names) if i not in with_images]
+        if empty:
+            notes.append(f"{_count(empty)} of {split} without images: {some(empty)}")
+    return notes
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
+    return ", ".join(map(printable, names[:NAMED])) + ", ..." * (len(names) > NAMED)
+
+
+def _labelled(source: Source, split: str, max_images: int | None, section: str) -> LabelledSet:
+    labels = source.labels()
+    if labels is None:
+        raise UserError(
+            f"the {split} split has no labels; evaluation needs labelled images, such as a"
+            f" sub-folder for each class ({section}.root_path, {section}.image_folder)"
+        )
+    labelled = np.flatnonzero(labels >= 0)
+    return LabelledSet(source, labels, labelled[evenly_spaced(len(labelled), max_images)])
+
+
+def _renumbered(images: LabelledSet, labels: np.ndarray, numbers: np.ndarray) -> LabelledSet:
+    """With `numbers` in place of the sorted `labels`, and -1 for images that are not chosen."""
+    own = np.full(len(images.source), -1, dtype=np.int64)
+    own[images.chosen] = numbers[np.searchsorted(labels, images.labels[images.chosen])]
+    return LabelledSet(images.source, own, images.chosen)
+
+
+def _lacking_notes(lacking: list[str], val: LabelledSet, classes: int) -> list[str]:
+    if not lacking:
+        return []
+    wrong = int((val.labels >= classes).sum())
+    return [
+        f"{_count(lacking)} of val not in train: {some(lacking)}; {wrong} of {len(val)} val images"
+        " count as errors"
+    ]
+
+
+def _count(names: list[str]) -> str:
+    return f"{len(names)} class{'es' * (len(names) > 1)}"

@@ -1,0 +1,53 @@
+"""The images that an evaluation cannot read: told all at once, or left out if that is wished."""
+
+from collections.abc import Iterable
+
+from msn.data.image import BadImage
+from msn.runtime.errors import UserError, printable
+
+NAMED = 10  # in a message
+
+
+class Unreadable:
+    """Gathers bad images while all are looked at, so that one message names them all.
+
+    Args:
+        skip: whether to go on without them.
+        option: how the user asks for that, for the message.
+
+    Attributes:
+        found: reason by name, in the order in which they were met.
+    """
+
+    def __init__(self, *, skip: bool = False, option: str = "--skip-bad") -> None:
+        self.skip = skip
+        self.option = option
+        self.found: dict[str, str] = {}
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nothing is to come but the message: there is no need to compute any more."""
+        return bool(self.found) and not self.skip
+
+    def meet(self, bad: Iterable[BadImage]) -> None:
+        """Note bad images."""
+        for image in bad:
+            self.found.setdefault(printable(image.name), printable(image.reason))
+
+    def settle(self) -> list[str]:
+        """Say what is left out, in a line or none.
+
+        Raises:
+            UserError: there are bad images, and they are not to be left out.
+        """
+        if not self.found:
+            return []
+        count = f"{len(self.found)} image{'s' * (len(self.found) > 1)}"
+        named = ", ".join(f"{name} ({why})" for name, why in list(self.found.items())[:NAMED])
+        more = f", and {len(self.found) - NAMED} more" * (len(self.found) > NAMED)
+        if not self.skip:
+            raise UserError(
+                f"{count} cannot be read: {named}{more}; replace or remove"
+                f" {'them' if len(self.found) > 1 else 'it'}, or go on without: {self.option}"
+            )
+        return [f"{count} cannot be read and left out: {named}{more}"]
