@@ -1,14 +1,30 @@
 """`msn submit`, also `main_distributed.py`: the same config and the same run, as a SLURM job."""
 
 import argparse
+import re
 from typing import Any
 
 from msn.config.load import Config, FinetuneConfig, LinearConfig, load
 from msn.evaluation.finetune import finetune
 from msn.evaluation.linear import linear_evaluation
-from msn.runtime.errors import RunError
+from msn.runtime.checkpoint import prepare_folder
+from msn.runtime.errors import RunError, UserError
 from msn.runtime.launch import Job, Resources, submit
 from msn.train.pretrain import pretrain
+
+HANDED_ON = (*("account", "qos", "constraint", "reservation", "nodelist", "exclude", "comment"),)
+"""Options that sbatch has under the same name."""
+OWN = {
+    **{name: f"--{name}" for name in ("partition", "nodes", "time", *HANDED_ON)},
+    "ntasks-per-node": "--tasks-per-node",
+    "mem": "--memory",
+    "cpus-per-task": "--cpus-per-task",
+    "gpus-per-node": "--gpus-per-node",
+    "signal": "--signal-delay",
+    "output": "--folder",
+    "error": "--folder",
+}
+"""By the name of sbatch, the option of this command that --slurm must not contradict."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -22,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
         job = Job(pretrain, load(Config, options.fname, options.overrides))
     for notice in job.config.notices():
         print(f"note: {notice}")
+    prepare_folder(options.folder)
     submitted = submit(
         job,
         Resources(
@@ -30,13 +47,12 @@ def run(options: argparse.Namespace) -> None:
             nodes=options.nodes,
             tasks_per_node=options.tasks_per_node,
             minutes=options.time,
-            account=options.account,
-            qos=options.qos,
-            constraint=options.constraint,
             memory=options.memory,
             cpus_per_task=options.cpus_per_task,
             gpus_per_node=options.gpus_per_node,
             signal_delay=options.signal_delay,
+            setup=[one_line("--setup", line) for line in options.setup],
+            others=others(options),
             local=options.local,
         ),
     )
@@ -45,3 +61,33 @@ def run(options: argparse.Namespace) -> None:
         submitted.wait()
         if any(task.exception() for task in submitted._sub_jobs or [submitted]):
             raise RunError(f"the job failed; its output is in {submitted.paths.stdout}")
+
+
+def others(options: argparse.Namespace) -> dict[str, str | bool]:
+    """Options that are handed on to sbatch.
+
+    Raises:
+        UserError: one of --slurm has no key, or this command has an option for it.
+    """
+    found: dict[str, str | bool] = {
+        name: one_line(f"--{name}", getattr(options, name))
+        for name in HANDED_ON
+        if getattr(options, name) is not None
+    }
+    for text in options.slurm:
+        key, equals, value = one_line("--slurm", text).removeprefix("--").partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
+            raise UserError(f"--slurm {text}: must be KEY=VALUE, KEY being an option of sbatch")
+        if key in OWN:
+            raise UserError(f"--slurm {text}: must be given as {OWN[key]}")
+        found[key.replace("-", "_")] = value if equals else True
+    return found
+
+
+def one_line(option: str, text: str) -> str:
+    """Refuse what would be several lines of the script that sbatch reads."""
+    if not text.isprintable() or not text:
+        raise UserError(
+            f"{option} {text!r}: must be one line of text; give the option once for each"
+        )
+    return text

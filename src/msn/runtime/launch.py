@@ -4,8 +4,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,9 +29,12 @@ class Resources:
     """What a job asks SLURM for; None leaves it to the cluster, or to what its nodes have.
 
     Attributes:
+        partition: or several, with commas between them; empty is the default of the cluster.
         minutes: time limit; the run is saved and queued again before it is over.
         memory: GB for each node.
         signal_delay: seconds before the time limit at which the run is asked to save.
+        setup: commands that the first node runs before all else.
+        others: further options of sbatch, handed on as they are; True for one without a value.
         local: run on this machine, without SLURM.
     """
 
@@ -40,13 +43,12 @@ class Resources:
     nodes: int
     tasks_per_node: int
     minutes: int
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
     memory: float | None = None
     cpus_per_task: int | None = None
     gpus_per_node: int | None = None
     signal_delay: int = 120
+    setup: Sequence[str] = ()
+    others: Mapping[str, str | bool] = field(default_factory=dict)
     local: bool = False
 
 
@@ -144,10 +146,9 @@ def submit(job: Job[Any], resources: Resources) -> Any:
         cpus_per_task=resources.cpus_per_task or max(1, cpus // tasks),
         gpus_per_node=(tasks if gpus else 0) if per_node is None else per_node,
         mem_gb=resources.memory,
-        slurm_partition=resources.partition,
-        slurm_account=resources.account,
-        slurm_qos=resources.qos,
-        slurm_constraint=resources.constraint,
+        slurm_partition=resources.partition or None,
+        slurm_additional_parameters=dict(resources.others),
+        slurm_setup=list(resources.setup),
         slurm_signal_delay_s=resources.signal_delay,
         # A task that fails takes the others with it, whatever the cluster's default is.
         slurm_srun_args=["--kill-on-bad-exit=1"],
@@ -160,7 +161,10 @@ def submit(job: Job[Any], resources: Resources) -> Any:
 
 
 def partition_sizes(partition: str) -> tuple[bool, int]:
-    """Whether the nodes of a partition have GPUs, and the CPUs of its smallest node.
+    """Whether nodes of the partitions have GPUs, and the CPUs of the smallest of them.
+
+    Args:
+        partition: one, or several with commas between them; empty for the default one.
 
     Raises:
         UserError: there is no SLURM here, or no such partition.
@@ -176,7 +180,11 @@ def partition_sizes(partition: str) -> tuple[bool, int]:
         raise RunError(f"sinfo fails ({result.stderr.strip()}); is SLURM's controller up?")
     rows = [line.split() for line in result.stdout.splitlines()]
     names = sorted({row[0].rstrip("*") for row in rows})
-    if partition not in names:
-        raise UserError(f"--partition {partition}: unknown; this cluster has {', '.join(names)}")
-    own = [row for row in rows if row[0].rstrip("*") == partition]
+    default = [row[0].rstrip("*") for row in rows if row[0].endswith("*")]
+    wanted = partition.split(",") if partition else default
+    unknown = [name for name in wanted if name not in names]
+    if unknown or not wanted:
+        what = f"{unknown[0]}: unknown" if wanted else "is missing, as there is no default"
+        raise UserError(f"--partition {what}; this cluster has {', '.join(names)}")
+    own = [row for row in rows if row[0].rstrip("*") in wanted]
     return any("gpu" in row[2] for row in own), min(int(row[1].rstrip("+")) for row in own)
