@@ -26,7 +26,7 @@ THREADS = 16  # that wait for the file system, which may be far away
 # A change this soon before the reading may have come too late for it, and yet bear an older time:
 # clocks of file systems are coarse, and those of servers not quite ours.
 SETTLED_NS = 2 * 10**9
-_MAGIC = b"msn arrays 3\n"
+_MAGIC = b"msn arrays 4\n"
 _ALIGN = 64
 
 

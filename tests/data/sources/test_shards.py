@@ -61,6 +61,7 @@ def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
         "1.json": b"{}",
         "._1.png": b"metadata",
         "2.txt": b"text",
+        "LICENSE": b"without an ending",
         "2.png": PNG,
     }
     write(tmp_path / "a.tar", members)
@@ -116,15 +117,24 @@ def test_a_path_that_leads_out_is_refused(tmp_path: Path, member: str) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
 
 
-def test_links_and_devices_are_passed_over(tmp_path: Path) -> None:
+def test_links_and_devices_are_bad_images(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(PNG)
     kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
     with tarfile.open(tmp_path / "a.tar", "w") as shard:
         for i, kind in enumerate(kinds):
             add(shard, f"{i}.png", type=kind, linkname=str(tmp_path / "secret.png"))
+            add(shard, f"{i}.cls", type=kind, linkname=str(tmp_path / "secret.png"))
         add(shard, "folder.png", type=tarfile.DIRTYPE)
         add(shard, "good.png", PNG)
-    assert names(shards(tmp_path)) == ["a.tar/good.png"]
+    source = shards(tmp_path)
+    assert [source.name(i) for i in range(6)] == [
+        f"a.tar/{name}.png" for name in ("0", "1", "2", "3", "4", "good")
+    ]
+    assert source.labels() is None
+    for i in range(5):
+        with pytest.raises(BadImage, match=r"\d\.png: a link or device; pack the shard with --de"):
+            source.read(i)
+    np.testing.assert_array_equal(source.read(5).image.pixels(), images(20)[0])
 
 
 def test_long_names_and_pax_headers(tmp_path: Path) -> None:
@@ -193,6 +203,22 @@ DAMAGE: dict[str, Any] = {
     "a zeroed header": lambda whole: whole[: 4 * HELD] + bytes(512) + whole[4 * HELD + 512 :],
     "more behind the end": lambda whole: whole + whole,
 }
+
+
+def test_odd_labels_are_no_other_numbers(tmp_path: Path) -> None:
+    """Python reads 1_0 as 10, and others of its digits too; negative means that there is none."""
+    for odd in ("1_0", "\u0661"):
+        write(
+            tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"1", "2.png": PNG, "2.cls": odd.encode()}
+        )
+        assert shards(tmp_path).classes() == ["1", odd]
+    write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"1", "2.png": PNG, "2.cls": b"-5"})
+    source = shards(tmp_path)
+    assert source.labels().tolist() == [1, -1]  # type: ignore[union-attr]
+    assert source.read(1).label is None
+    for digits in (20, 41, 200):
+        write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"1" + b"0" * (digits - 1)})
+        assert re.search(r"1\.png has the label 10+; a label is", refused(tmp_path))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

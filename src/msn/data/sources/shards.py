@@ -28,7 +28,12 @@ from msn.data.sources.labels import read_labels, unpack_classes
 from msn.data.tar_file import members
 from msn.runtime.errors import UserError
 
-SPARSE = -1  # in place of a size: such a member lies in pieces
+# Of members that cannot be read at their place, in place of a size.
+SPARSE, LINK = -1, -2
+UNREADABLE = {
+    SPARSE: "a sparse member; pack the shard without --sparse",
+    LINK: "a link or device; pack the shard with --dereference --hard-dereference",
+}
 MAX_LABEL_BYTES = 255
 MAX_JSON_BYTES = 2**20
 JSON_LABELS = ("label", "cls", "class", "target")
@@ -43,7 +48,7 @@ class Shards(EncodedSource):
     (`.npy`) where any sample has another image. Its label is in its member `.cls`, else
     under `label` in its member `.json` (or under another of `JSON_LABELS`): a whole number, or the
     name of a class; a negative number means that there is none. Members are read at their place in
-    the shard: nothing is unpacked, links and devices are passed over.
+    the shard: nothing is unpacked; links and devices are bad images.
 
     Args:
         shards: the tar files, uncompressed.
@@ -60,8 +65,8 @@ class Shards(EncodedSource):
         super().__init__(channels)
         self._folder = os.path.abspath(folder)
         names = [shard.name for shard in shards]
-        wanted = image_key.lower().lstrip(".") if image_key else ""
-        key = "\n".join(["tar", wanted, self._folder, *names])
+        wanted = image_key.lower().lstrip(".") if image_key else None
+        key = "\n".join(["tar", wanted or "", self._folder, *names])
         self._index = cached(key, partial(_build_index, self._folder, names, wanted))
 
     def __len__(self) -> int:
@@ -90,8 +95,8 @@ class Shards(EncodedSource):
 
     def encoded(self, index: int) -> bytes:
         size, offset = int(self._index["sizes"][index]), int(self._index["offsets"][index])
-        if size == SPARSE:
-            raise BadImage(self.path(index), "a sparse member; pack the shard without --sparse")
+        if size in UNREADABLE:
+            raise BadImage(self.path(index), UNREADABLE[size])
         refuse_large(self.path(index), size)
         try:
             with open(os.path.join(self._folder, self._shard(index)), "rb", buffering=0) as shard:
@@ -138,7 +143,7 @@ class _Member(NamedTuple):
 
     name: str
     offset: int
-    size: int  # or SPARSE
+    size: int  # or one of UNREADABLE
 
 
 class _Contents(NamedTuple):
@@ -151,7 +156,7 @@ class _Contents(NamedTuple):
     unchosen: list[str]  # images of samples that have not the one that is looked for
 
 
-def _build_index(folder: str, names: list[str], image_key: str, watch: Watch) -> Arrays:
+def _build_index(folder: str, names: list[str], image_key: str | None, watch: Watch) -> Arrays:
     """Arrays: `shards` and `shard_ends`, packed names; `firsts`, the first image in each;
     `members` and `member_ends`; `offsets` and `sizes` in bytes; those of `read_labels`.
     """
@@ -189,7 +194,7 @@ def _build_index(folder: str, names: list[str], image_key: str, watch: Watch) ->
     }
 
 
-def _require_images(folder: str, image_key: str, contents: Sequence[_Contents]) -> None:
+def _require_images(folder: str, image_key: str | None, contents: Sequence[_Contents]) -> None:
     """Refuse shards without images, or with samples of which it is not known which is theirs."""
     images = sum(len(found.members) for found in contents)
     unchosen = [name for found in contents for name in found.unchosen]
@@ -204,7 +209,7 @@ def _require_images(folder: str, image_key: str, contents: Sequence[_Contents]) 
         raise UserError(f"{folder}: no images in the tar files (looked for {wanted})")
 
 
-def _read_shard(path: str, image_key: str, watch: Watch) -> tuple[_Contents, _Contents]:
+def _read_shard(path: str, image_key: str | None, watch: Watch) -> tuple[_Contents, _Contents]:
     """The images in a shard, and the arrays."""
     samples: dict[str, dict[str, _Member]] = {}
     labels: dict[str, str] = {}
@@ -216,17 +221,18 @@ def _read_shard(path: str, image_key: str, watch: Watch) -> tuple[_Contents, _Co
             _refuse_escape(path, member.name)
             name = os.path.basename(member.name).lower()
             parts = [part for part in member.name.split("/") if part != "."]
-            if not member.isreg() or any(map(is_left_alone, parts)):
+            if member.isdir() or any(map(is_left_alone, parts)):
                 continue
             key, ending = _key(member.name), name.partition(".")[2]
             if name.endswith(EXTENSIONS) or ending == image_key:
-                size = SPARSE if member.issparse() else member.size
                 own = samples.setdefault(key, {})
                 if ending in own:
                     raise UserError(
                         f"{path}: holds {member.name} twice; pack it again with one of them"
                     )
-                own[ending] = _Member(member.name, member.offset_data, size)
+                own[ending] = _Member(member.name, member.offset_data, _size(member))
+            elif not member.isreg():
+                continue
             elif name.endswith(".cls"):
                 labels[key] = _read_label(path, shard, member)
             elif name.endswith(".json"):
@@ -262,6 +268,12 @@ def _chosen(
         [label for _, label in found],
         unchosen,
     )
+
+
+def _size(member: tarfile.TarInfo) -> int:
+    if not member.isreg():
+        return LINK
+    return SPARSE if member.issparse() else member.size
 
 
 def _refuse_escape(path: str, member: str) -> None:
