@@ -48,6 +48,19 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, save: Any) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_file_of_a_few_bytes_is_damaged_and_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "short.pth.tar"
+    for content in (b"", b"x", b"i", b"P", b"hello world", b"\x80", b"\x8e" + b"\xff" * 8):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"short\.pth\.tar: truncated, damaged, or not a check"):
+            checkpoint.load(path)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path.write_bytes(pickle.dumps(Bomb(tmp_path / "pwned"), protocol))
+        with pytest.raises(UserError, match="holds pickled code, which is never run"):
+            checkpoint.load(path)
+    assert not (tmp_path / "pwned").exists()
+
+
 def test_what_is_refused_says_that_it_is_code(tmp_path: Path) -> None:
     path = tmp_path / "evil.pth.tar"
     torch.save({"target_encoder": Bomb(tmp_path / "pwned")}, path)

@@ -10,8 +10,10 @@ its step, so nothing else is needed to go on exactly.
 import errno
 import os
 import pickle
+import pickletools
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from msn.runtime import collectives, integrity, sharding
 from msn.runtime.collectives import agreed, of_rank_0
 from msn.runtime.errors import UserError
-from msn.runtime.files import replacing, writing
+from msn.runtime.files import open_regular, replacing, writing
 
 VERSION = 1
 State = dict[str, Any]
@@ -146,7 +148,7 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
             raise _damaged(path) from None
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if ("Unsupported" in str(error) or "GLOBAL" in str(error)) and _is_pickle(path):
             raise UserError(
                 f"{path}: holds pickled code, which is never run;"
                 " save it again as tensors and plain values only"
@@ -161,6 +163,17 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
         raise _damaged(path)
     state.pop(integrity.KEY, None)
     return state
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether it is a pickle to its end, or an archive with one in it; else it is damaged."""
+    if zipfile.is_zipfile(path):
+        return True
+    try:
+        with open_regular(path) as file:
+            return sum(1 for _ in pickletools.genops(file)) > 0  # takes it apart, runs nothing
+    except (ValueError, MemoryError, OverflowError):
+        return False
 
 
 def newest_for_all(find: Callable[[], Found | None], key: str = "target_encoder") -> Found | None:
