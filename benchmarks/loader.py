@@ -43,6 +43,7 @@ class MappedNames:
     """Tiny images under a million names in a memory-mapped file, as a folder has them."""
 
     channels, mean, std = 3, (0.5,) * 3, (0.5,) * 3
+    label_rule = "nothing"
 
     def __init__(self, files: int) -> None:
         self.files = files

@@ -1,5 +1,6 @@
 """Classes by name, in every kind of source, and what a label is."""
 
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,6 +100,33 @@ def test_a_split_without_labels_is_refused() -> None:
         assert split_notes(bare, "val") == []
         with pytest.raises(UserError, match=r"the val split has no labels.*logging\.probe\.root_p"):
             labelled_splits(array([0, 1]), bare, section="logging.probe")
+
+
+def test_the_reason_is_that_of_the_source(tmp_path: Path) -> None:
+    for name, rule in {
+        "folder": "a sub-folder for each class",
+        "list": "a label behind each path (in a CSV file, a column label)",
+        "tar": "a member .cls, or .json with a label in it, for each image",
+    }.items():
+        root = tmp_path / name
+        (root / "train").mkdir(parents=True)
+        (root / "train/a.png").write_bytes(encoded(images(20)[0]))
+        (root / "list.csv").write_text("path,species\ntrain/a.png,cat\n")
+        with tarfile.open(root / "train/a.tar", "w") as shard:
+            shard.add(root / "train/a.png", "a.png")
+        source = open_source(
+            source=name,
+            root_path=str(root),
+            image_folder="",
+            split="train",
+            image_list=str(root / "list.csv"),
+        )
+        with pytest.raises(UserError) as caught:
+            labelled_splits(source, source)
+        assert str(caught.value) == (
+            f"the train split has no labels; evaluation needs {rule}"
+            " (data.root_path, data.image_folder)"
+        )
 
 
 def test_labels_as_text() -> None:

@@ -31,6 +31,7 @@ class Images:
     """A source of random images that remembers, in a file, what was read."""
 
     channels, mean, std = 3, (0.5,) * 3, (0.5,) * 3
+    label_rule = "nothing"
 
     def __init__(
         self, length: int, log: Path | None = None, broken: Collection[int] = frozenset()

@@ -34,6 +34,7 @@ class Stripes:
     """Images of different sizes, each filled with its index; sorted by class, four in each."""
 
     channels = 3
+    label_rule = "stripes"
     mean, std = (0.5,) * 3, (0.25,) * 3
     edition = 1
 

@@ -18,9 +18,7 @@ def run(options: argparse.Namespace) -> None:
     source = open_images(load_images(options.fname, options.overrides, {}), "train")
     found = source.labels()
     if found is None:
-        raise UserError(
-            "the train split has no labels; put its images into a folder for each class"
-        )
+        raise UserError(f"the train split has no labels; lists need {source.label_rule}")
     for note in split_notes(source, "train"):
         print(f"note: {note}")
     labels = torch.from_numpy(found)

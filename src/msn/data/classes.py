@@ -127,8 +127,8 @@ def _labelled(source: Source, split: str, max_images: int | None, section: str) 
     labels = source.labels()
     if labels is None:
         raise UserError(
-            f"the {split} split has no labels; evaluation needs labelled images, such as a"
-            f" sub-folder for each class ({section}.root_path, {section}.image_folder)"
+            f"the {split} split has no labels; evaluation needs {source.label_rule}"
+            f" ({section}.root_path, {section}.image_folder)"
         )
     labelled = np.flatnonzero(labels >= 0)
     return LabelledSet(source, labels, labelled[evenly_spaced(len(labelled), max_images)])

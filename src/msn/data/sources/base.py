@@ -45,6 +45,9 @@ class Sample(NamedTuple):
 class Source(Protocol):
     """Images by index. Cheap to hold and to send to a worker: it opens files when asked to."""
 
+    label_rule: str
+    """What gives its images labels, for those who miss them."""
+
     @property
     def channels(self) -> int:
         """1 (grey), 3 (RGB), or as many as its arrays have."""
@@ -165,6 +168,8 @@ class ArraySource:
         title: first part of the images' names.
         classes: names of the classes by label, if known.
     """
+
+    label_rule = "the file of labels that belongs to the images"
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class Folder(EncodedSource):
         UserError: there is no image, there are some beside classes, or a folder cannot be listed.
     """
 
+    label_rule = "a sub-folder for each class"
+
     def __init__(self, folder: Path, *, channels: int = 3) -> None:
         super().__init__(channels)
         self._folder = os.path.abspath(folder)

@@ -27,6 +27,8 @@ class HuggingFace(EncodedSource):
             no images.
     """
 
+    label_rule = "a column of labels (ClassLabel)"
+
     def __init__(self, folder: Path, *, split: str, channels: int = 3) -> None:
         super().__init__(channels)
         try:

@@ -36,6 +36,8 @@ class ImageList(EncodedSource):
         UserError: the list is missing, empty, no text, or has labels for some of its paths only.
     """
 
+    label_rule = "a label behind each path (in a CSV file, a column label)"
+
     def __init__(self, file: Path, folder: Path | None, *, channels: int = 3) -> None:
         super().__init__(channels)
         path = os.path.abspath(file)

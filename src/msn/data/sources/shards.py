@@ -59,6 +59,8 @@ class Shards(EncodedSource):
             no image, some samples have other images only, or only some of the images have labels.
     """
 
+    label_rule = "a member .cls, or .json with a label in it, for each image"
+
     def __init__(
         self, folder: Path, shards: list[Path], *, channels: int = 3, image_key: str | None = None
     ) -> None:
