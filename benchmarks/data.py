@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,20 @@ from lightly.transforms.msn_transform import MSNTransform
 from measure import cpu_name
 from sklearn.datasets import load_sample_images
 
+from msn.config.load import Data
 from msn.data.batch import allocate
 from msn.data.draws import ViewSpec, draw_view
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
 from msn.data.sources import open_source
 from msn.data.views import crop, make_views
+from msn.methods.msn.model import view_kinds
 from msn.runtime import keyed
 
 SIZES = ((500, 375), (375, 500), (500, 333), (640, 480))  # width, height
 QUALITY = 90
-SPEC = ViewSpec()
+DATA = Data(source="digits")  # the official views
+SPEC = ViewSpec(view_kinds(DATA), DATA)
 
 Pipeline = Callable[[bytes, int], object]
 
@@ -66,28 +68,28 @@ class PILBlur:
 
 def torchvision_pipeline() -> Pipeline:
     """The operations of the official recipe (paper, A.1) in torchvision on PIL images."""
-    strength = SPEC.color_jitter_strength
+    strength = DATA.color_jitter_strength
 
     def view(size: int, scale: tuple[float, float]) -> Callable[[PIL.Image.Image], torch.Tensor]:
         colours = T.ColorJitter(*[0.8 * strength] * 3, 0.2 * strength)
         return T.Compose(
             [
                 T.RandomResizedCrop(size, scale=scale),
-                T.RandomHorizontalFlip(SPEC.flip),
-                T.RandomApply([colours], SPEC.color_jitter),
-                T.RandomGrayscale(SPEC.grayscale),
-                T.RandomApply([PILBlur()], SPEC.blur),
+                T.RandomHorizontalFlip(DATA.flip),
+                T.RandomApply([colours], DATA.color_jitter),
+                T.RandomGrayscale(DATA.grayscale),
+                T.RandomApply([PILBlur()], DATA.blur),
                 T.PILToTensor(),
             ]
         )
 
-    large = view(SPEC.rand_size, SPEC.rand_crop_scale)
-    focal = view(SPEC.focal_size, SPEC.focal_crop_scale)
+    large = view(DATA.rand_size, DATA.rand_crop_scale)
+    focal = view(DATA.focal_size, DATA.focal_crop_scale)
 
     def run(data: bytes, sample: int) -> object:
         image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-        larges = [large(image) for _ in range(1 + SPEC.rand_views)]
-        return larges + [focal(image) for _ in range(SPEC.focal_views)]
+        larges = [large(image) for _ in range(1 + DATA.rand_views)]
+        return larges + [focal(image) for _ in range(DATA.focal_views)]
 
     return run
 
@@ -95,13 +97,13 @@ def torchvision_pipeline() -> Pipeline:
 def lightly_pipeline() -> Pipeline:
     """lightly's transform for MSN, with the numbers and scales of views of the recipe."""
     transform = MSNTransform(
-        random_size=SPEC.rand_size,
-        focal_size=SPEC.focal_size,
-        random_views=1 + SPEC.rand_views,
-        focal_views=SPEC.focal_views,
-        random_crop_scale=SPEC.rand_crop_scale,
-        focal_crop_scale=SPEC.focal_crop_scale,
-        cj_strength=SPEC.color_jitter_strength,
+        random_size=DATA.rand_size,
+        focal_size=DATA.focal_size,
+        random_views=1 + DATA.rand_views,
+        focal_views=DATA.focal_views,
+        random_crop_scale=DATA.rand_crop_scale,
+        focal_crop_scale=DATA.focal_crop_scale,
+        cj_strength=DATA.color_jitter_strength,
     )
     return lambda data, sample: transform(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
 
@@ -124,10 +126,12 @@ def floor() -> Pipeline:
 
     def boxes(image: EncodedImage, sample: int) -> Any:
         generator = keyed.generator(0, keyed.Stream.VIEW, 0, sample)
-        kinds = [(SPEC.rand_size, SPEC.rand_crop_scale)] * (1 + SPEC.rand_views)
-        kinds += [(SPEC.focal_size, SPEC.focal_crop_scale)] * SPEC.focal_views
         height, width, _ = image.shape
-        return [(draw_view(generator, height, width, s, SPEC).box, size) for size, s in kinds]
+        return [
+            (draw_view(generator, height, width, kind.scale, DATA).box, kind.size)
+            for kind in SPEC.kinds
+            for _ in range(kind.count)
+        ]
 
     def run(data: bytes, sample: int) -> object:
         image = EncodedImage(data, 3, "photo")
@@ -190,7 +194,9 @@ def main() -> int:
         "torchvision on PIL": torchvision_pipeline(),
         "lightly MSNTransform": lightly_pipeline(),
         "ours": our_pipeline(SPEC),
-        "ours, augment_on device": our_pipeline(replace(SPEC, augment_on="device")),
+        "ours, augment_on device": our_pipeline(
+            ViewSpec(SPEC.kinds, DATA.model_copy(update={"augment_on": "device"}))
+        ),
         "floor (decode, crop, resize)": floor(),
     }
     times = take_turns(pipelines, files, options.rounds)

@@ -102,7 +102,7 @@ def measured(
 
 
 def one_step(parts: Parts, views: Views) -> None:
-    train_step(parts, views.normalised(parts.mean, parts.std), 0)
+    train_step(parts, views.normalized(parts.mean, parts.std), 0)
 
 
 def timed(parts: Parts, steps: int, source: Iterator[Batch]) -> tuple[float, float]:

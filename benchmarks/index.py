@@ -29,9 +29,11 @@ from pathlib import Path
 import cv2, torch
 from msn.runtime import keyed
 from msn.data.batch import allocate
-from msn.data.draws import ViewSpec
 from msn.data.sources.folder import Folder
+from msn.config.load import Data
+from msn.data.draws import ViewSpec
 from msn.data.views import make_views
+from msn.methods.msn.model import view_kinds
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
@@ -44,7 +46,8 @@ def own_mib():
 start = time.perf_counter()
 source = Folder(Path(sys.argv[1]))
 seconds = time.perf_counter() - start
-samples, spec = int(sys.argv[2]), ViewSpec()
+data = Data(source="digits")
+samples, spec = int(sys.argv[2]), ViewSpec(view_kinds(data), data)
 [out] = allocate(spec, 1, 3).samples()
 memory = []
 chosen = keyed.generator(0, keyed.Stream.ORDER).integers(len(source), size=samples)

@@ -21,13 +21,16 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from msn.config.load import Data
 from msn.data.draws import ViewSpec
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
 from msn.data.mapped import Arrays, Watch, cached, pack, unpack
 from msn.data.sources import Sample
+from msn.methods.msn.model import view_kinds
 
-SPEC = ViewSpec(rand_size=32, focal_size=16, focal_views=2)
+DATA = Data(source="digits", rand_size=32, focal_size=16, focal_views=2)
+SPEC = ViewSpec(view_kinds(DATA), DATA)
 BATCH = 100
 ROWS = 10  # of the table
 

@@ -17,8 +17,9 @@ import torch
 from measure import PeakMemory, Step, in_fresh_process, machine, take_turns, wait_for, write_results
 from subjects import recipe, step_parser
 
+from msn.methods.msn.build import build_anchor
 from msn.models.masking import kept_patches, random_keep
-from msn.train.build import build_anchor, use_bf16
+from msn.train.build import use_bf16
 
 RATIOS = (0.0, 0.3, 0.5, 0.7)
 PAPER_GB = (26, 21, 18, 17)  # per GPU

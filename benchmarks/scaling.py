@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from msn.config.load import Config, load_config
-from msn.train.build import build_anchor, build_parts, share_out
-from msn.train.plan import activation_bytes, flops_per_image, patches_of
+from msn.methods.msn.build import build_anchor
+from msn.methods.msn.plan import activation_bytes, flops_per_image, patches_of
+from msn.train.build import build_parts, share_out
 from msn.train.pretrain import train_step
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ def config_of(images: int, image_size: int) -> Config:
 
 def steps_of(images: int, image_size: int, steps: int, counting: bool) -> dict[str, Any]:
     """Seconds of each step of this process, and its collectives."""
-    from msn.data.batch import Views
+    from msn.methods.msn.model import views_of
 
     config = config_of(images, image_size)
     parts = build_parts(config, torch.device("cpu")).replicated()
@@ -63,7 +64,7 @@ def steps_of(images: int, image_size: int, steps: int, counting: bool) -> dict[s
     def noise(*shape: int, size: int) -> torch.Tensor:
         return torch.randn(*shape, own, 3, size, size)
 
-    views = Views(
+    views = views_of(
         noise(size=data.rand_size),
         noise(data.rand_views, size=data.rand_size),
         noise(data.focal_views, size=data.focal_size),

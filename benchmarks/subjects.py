@@ -13,6 +13,7 @@ from measure import Step
 
 from msn.config.load import Config, load_config
 from msn.data.batch import Views
+from msn.methods.msn.model import FOCAL, MSN, RANDOM, TARGET, views_of
 from msn.models.encoder import ENCODERS
 from msn.train.build import Parts, build_parts, share_out
 from msn.train.pretrain import train_step
@@ -43,7 +44,7 @@ def random_views(config: Config, device: torch.device) -> Views:
         shape = (*views, images, size, size, 3)
         return torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
 
-    return Views(
+    return views_of(
         pixels(size=data.rand_size),
         pixels(data.rand_views, size=data.rand_size),
         pixels(data.focal_views, size=data.focal_size),
@@ -66,10 +67,21 @@ def settings_of(parts: Parts, config: Config) -> Settings:
     )
 
 
+def msn_of(parts: Parts) -> MSN:
+    """The method of our run."""
+    assert isinstance(parts.model, MSN)
+    return parts.model
+
+
+def in_order(views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Target (B, ...), random and focal views, as the others take them."""
+    return views[TARGET][0], views[RANDOM], views[FOCAL]
+
+
 def kept_patches(parts: Parts, views: Views, step: int) -> torch.Tensor:
     """The patches that our model keeps at a step, for the others to keep the same."""
-    channels_first = Views(*(kind.movedim(-1, -3) for kind in views[:3]))
-    (keep,) = parts.model.draw_keep(channels_first, step)
+    channels_first = views.each(lambda kind: kind.movedim(-1, -3))
+    (keep,) = msn_of(parts).draw_keep(channels_first, step)
     assert keep is not None
     return keep
 
@@ -83,18 +95,18 @@ def same_start(parts: Parts, config: Config) -> Baseline:
         weight_decay=schedules.weight_decay(1),
         device=parts.device,
     )
-    baseline.anchor.load_state_dict(parts.model.anchor.state_dict())
-    baseline.target.load_state_dict(parts.model.target.state_dict())
+    baseline.anchor.load_state_dict(msn_of(parts).anchor.state_dict())
+    baseline.target.load_state_dict(msn_of(parts).target.state_dict())
     with torch.no_grad():
-        baseline.prototypes.copy_(parts.model.prototypes)
+        baseline.prototypes.copy_(msn_of(parts).prototypes)
     return baseline
 
 
 @torch.no_grad()
 def fp32_losses(parts: Parts, baseline: Baseline, views: Views) -> tuple[float, float]:
     """The loss of the baseline and ours, on the same weights, views and patches."""
-    ours = parts.model(views.normalised(parts.mean, parts.std), step=0).total
-    return baseline.loss(*views[:3], kept_patches(parts, views, 0)).item(), ours.item()
+    ours = parts.model(views.normalized(parts.mean, parts.std), step=0).loss
+    return baseline.loss(*in_order(views), kept_patches(parts, views, 0)).item(), ours.item()
 
 
 def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
@@ -103,10 +115,12 @@ def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
         meta = config.meta.model_copy(update={"compile": True})
         parts = build_parts(config.model_copy(update={"meta": meta}), parts.device)
     if name in OURS:
-        return lambda step: train_step(parts, views.normalised(parts.mean, parts.std), step)
+        return lambda step: train_step(parts, views.normalized(parts.mean, parts.std), step)
     other = same_start(parts, config) if name == "baseline" else _lightly(parts, config)
-    momentum = parts.schedules.momentum
-    return lambda step: other.step(*views[:3], kept_patches(parts, views, step), momentum(step))
+    momentum = msn_of(parts).momentum
+    return lambda step: other.step(
+        *in_order(views), kept_patches(parts, views, step), momentum(step)
+    )
 
 
 def _lightly(parts: Parts, config: Config) -> Any:

@@ -39,8 +39,9 @@ from subjects import (
 )
 
 from msn.config.load import Config
-from msn.train.build import build_anchor, build_parts
-from msn.train.plan import flops_per_image
+from msn.methods.msn.build import build_anchor
+from msn.methods.msn.plan import flops_per_image
+from msn.train.build import build_parts
 
 LOSS_TOLERANCE = 1e-4
 

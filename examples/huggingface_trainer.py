@@ -17,27 +17,21 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import msn
-from msn.data.batch import normalise
-from msn.data.draws import ViewSpec
+from msn.config.sections.data import Augmentation
+from msn.data.batch import allocate, normalise
+from msn.data.draws import ViewKind, ViewSpec
 from msn.data.sources.digits import Digits
-from msn.data.views import SampleViews, eval_view, make_views
+from msn.data.views import eval_view, make_views
 from msn.evaluation.knn import knn
-from msn.train.optim import build_optimizer, parameter_groups
+from msn.train.optim import build_optimizer
 
 SIZE, FOCAL_SIZE, BATCH = 16, 8, 64
-SPEC = ViewSpec(
-    rand_size=SIZE,
-    focal_size=FOCAL_SIZE,
-    rand_views=1,
-    focal_views=2,
-    rand_crop_scale=(0.6, 1.0),
-    focal_crop_scale=(0.25, 0.65),
-    flip=0.0,
-    color_jitter=0.8,
-    color_jitter_strength=0.25,
-    grayscale=0.0,
-    blur=0.8,
+KINDS = (
+    ViewKind("target", 1, SIZE, (0.6, 1.0)),
+    ViewKind("random", 1, SIZE, (0.6, 1.0)),
+    ViewKind("focal", 2, FOCAL_SIZE, (0.25, 0.65)),
 )
+SPEC = ViewSpec(KINDS, Augmentation(flip=0, color_jitter_strength=0.25, grayscale=0, blur=0.8))
 
 
 class DigitViews(Dataset[dict[str, Tensor]]):
@@ -56,15 +50,14 @@ class DigitViews(Dataset[dict[str, Tensor]]):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        pixels = {
-            "target": torch.empty(SIZE, SIZE, 1, dtype=torch.uint8),
-            "random": torch.empty(1, SIZE, SIZE, 1, dtype=torch.uint8),
-            "focal": torch.empty(2, FOCAL_SIZE, FOCAL_SIZE, 1, dtype=torch.uint8),
-        }
-        out = SampleViews(*(kind.numpy() for kind in pixels.values()))
+        (out,) = allocate(SPEC, 1, channels=1).samples()
         image = self.source.read(index).image
         make_views(image, SPEC, seed=0, epoch=self.epoch, sample=index, out=out)
-        return {kind: normalise(views, self.mean, self.std) for kind, views in pixels.items()}
+        views = {
+            kind: normalise(torch.from_numpy(pixels), self.mean, self.std)
+            for kind, pixels in out.kinds.items()
+        }
+        return {**views, "target": views["target"][0]}
 
 
 class MoveTarget(TrainerCallback):
@@ -113,7 +106,7 @@ def main(arguments: list[str]) -> None:
         momentum=(0.9, 1.0),
         patch_drop=0.3,
     )
-    optimizer = build_optimizer(parameter_groups(model.msn.anchor, model.msn.prototypes))
+    optimizer = build_optimizer(model.msn.parameter_groups())
     for group in optimizer.param_groups:
         group["lr"] = 2e-3
         group["weight_decay"] = 0.04 if group["decayed"] else 0.0

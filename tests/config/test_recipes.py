@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from msn.config.load import Config, load_config
-from msn.train.build import build_anchor
-from msn.train.plan import describe, patches_of
+from msn.methods.msn.build import build_anchor
+from msn.methods.msn.plan import patches_of
+from msn.train.plan import describe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 SHARED = load_config(CONFIGS / "msn_vits16.yaml").model_dump()

@@ -5,7 +5,6 @@ floating point what PIL rounds after every step.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -18,10 +17,11 @@ from sklearn.datasets import load_sample_images
 
 from msn.data.batch import Views, allocate
 from msn.data.device_views import augment
-from msn.data.draws import Box, Draw, Jitter, Operation, ViewSpec, draw_view, pack
+from msn.data.draws import Box, Draw, Jitter, Operation, draw_view, pack
 from msn.data.image import ArrayImage
 from msn.data.views import make_views, render
 from msn.runtime import keyed
+from tests.support.views import data_section, view_spec
 
 B, C, S, H = Operation
 WHOLE = Box(0, 0, 64, 64)
@@ -102,7 +102,7 @@ def test_inside_of_a_blurred_image_is_that_of_pil(small: np.ndarray) -> None:
 
 def test_each_image_gets_its_own_draw(small: np.ndarray) -> None:
     """A batch of all operations in many orders is what its images are alone, and in PIL."""
-    spec = ViewSpec(color_jitter=0.9)
+    spec = data_section(color_jitter=0.9)
     draws = [
         draw_view(keyed.generator(0, keyed.Stream.VIEW, 0, i), 64, 64, (0.3, 1), spec)
         ._replace(box=WHOLE)
@@ -159,18 +159,25 @@ def test_nothing_drawn_is_nothing_done(small: np.ndarray) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_batches_are_those_of_the_cpu(channels: int, small: np.ndarray) -> None:
     """From image to normalised views: identical draws, pixels within the tolerance."""
-    spec = ViewSpec(rand_size=32, focal_size=16, rand_views=2, focal_views=3, blur=0.5)
+    settings: dict[str, Any] = {
+        "rand_size": 32,
+        "focal_size": 16,
+        "rand_views": 2,
+        "focal_views": 3,
+        "blur": 0.5,
+    }
     mean, std = torch.full((channels,), 0.4), torch.full((channels,), 0.25)
 
     def batch(augment_on: Any) -> Views:
-        views = allocate(replace(spec, augment_on=augment_on), 16, channels)
+        spec = view_spec(**settings, augment_on=augment_on)
+        views = allocate(spec, 16, channels)
         for i, out in enumerate(views.samples()):
             photo = small[i % 2] if channels < 4 else np.tile(small[i % 2], 2)[..., :channels]
             image = ArrayImage(photo, channels)
             make_views(image, spec, seed=0, epoch=0, sample=i, out=out)
-        return views.normalised(mean, std)
+        return views.normalized(mean, std)
 
-    for cpu, device in zip(batch("cpu")[:3], batch("device")[:3], strict=True):
+    for cpu, device in zip(batch("cpu").tensors(), batch("device").tensors(), strict=True):
         assert cpu.shape == device.shape
         grey_levels = (cpu - device).abs() * 255 * 0.25
         assert grey_levels.mean() < 1.3
@@ -178,28 +185,29 @@ def test_batches_are_those_of_the_cpu(channels: int, small: np.ndarray) -> None:
 
 
 def test_no_focal_views(small: np.ndarray) -> None:
-    spec = ViewSpec(rand_size=8, focal_views=0, augment_on="device")
+    spec = view_spec(rand_size=8, focal_views=0, augment_on="device")
     views = allocate(spec, 2, 3)
     for out in views.samples():
         make_views(ArrayImage(small[0], 3), spec, seed=0, epoch=0, sample=0, out=out)
-    assert views.normalised(torch.zeros(3), torch.ones(3)).focal.shape == (0, 2, 3, 96, 96)
+    assert views.normalized(torch.zeros(3), torch.ones(3))["focal"].shape == (0, 2, 3, 96, 96)
 
 
 @pytest.mark.parametrize("name", ["flip", "grayscale", "blur", "color_jitter"])
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 def test_as_often_as_asked_for(name: str, p: float) -> None:
     """Seen in the pixels, on both paths."""
-    plain = ViewSpec(rand_size=16, focal_views=0, rand_views=0, rand_crop_scale=(1, 1),
-                     flip=0, color_jitter=0, grayscale=0, blur=0)  # fmt: skip
+    plain: dict[str, Any] = {"rand_size": 16, "focal_views": 0, "rand_crop_scale": (1, 1),
+             "flip": 0, "color_jitter": 0, "grayscale": 0, "blur": 0}  # fmt: skip
     change: dict[str, Any] = {name: p}
     image = ArrayImage(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8), 3)
     count = 400
     for augment_on in ("cpu", "device"):
         seen = []
-        for spec in (plain, replace(plain, **change)):
-            views = allocate(replace(spec, augment_on=augment_on), count, 3)
+        for settings in (plain, {**plain, **change}):
+            spec = view_spec(**settings, augment_on=augment_on)
+            views = allocate(spec, count, 3)
             for i, out in enumerate(views.samples()):
                 make_views(image, spec, seed=0, epoch=0, sample=i, out=out)
-            seen.append(views.normalised(torch.zeros(3), torch.ones(3)).target)
+            seen.append(views.normalized(torch.zeros(3), torch.ones(3))["target"][0])
         changed = (seen[0] != seen[1]).flatten(1).any(1).double().mean()
         assert abs(changed - p) <= 4.5 * (p * (1 - p) / count) ** 0.5

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from msn.config.load import Data
 from msn.data import draws as columns
-from msn.data.draws import Box, Draw, Operation, ViewSpec, draw_view, pack
+from msn.data.draws import Box, Draw, Operation, draw_view, pack
 from msn.runtime import keyed
+from tests.support.views import data_section
 
 GOLDEN = Path(os.environ.get("MSN_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
-PLAIN = ViewSpec(flip=0, color_jitter=0, grayscale=0, blur=0)
+PLAIN = data_section(flip=0, color_jitter=0, grayscale=0, blur=0)
 SAMPLES = 4000  # of our own draws
 
 
@@ -29,7 +30,7 @@ def golden() -> dict[str, Any]:
     return json.loads((GOLDEN / "crops.json").read_text())
 
 
-def draws(spec: ViewSpec, scale: tuple[float, float], height: int, width: int) -> list[Draw]:
+def draws(spec: Data, scale: tuple[float, float], height: int, width: int) -> list[Draw]:
     return [
         draw_view(keyed.generator(0, keyed.Stream.VIEW, 0, i, 0), height, width, scale, spec)
         for i in range(SAMPLES)
@@ -128,7 +129,7 @@ def test_crops_reach_every_corner() -> None:
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_probabilities(name: str, p: float) -> None:
     change: dict[str, Any] = {name: p}
-    spec = replace(ViewSpec(), **change)
+    spec = data_section(**change)
     happened = {
         "flip": lambda d: d.flip,
         "color_jitter": lambda d: len(d.jitter) > 0,
@@ -140,7 +141,7 @@ def test_probabilities(name: str, p: float) -> None:
 
 
 def test_default_probabilities_are_the_official_ones() -> None:
-    spec = ViewSpec()
+    spec = data_section()
     assert (spec.flip, spec.color_jitter, spec.grayscale, spec.blur) == (0.5, 0.8, 0.2, 0.5)
     assert (spec.rand_crop_scale, spec.focal_crop_scale) == ((0.3, 1.0), (0.05, 0.3))
 
@@ -149,7 +150,7 @@ def test_decisions_are_independent() -> None:
     decided = np.array(
         [
             (d.flip, len(d.jitter) > 0, d.grayscale, d.blur is not None, d.box.top, d.box.left)
-            for d in draws(ViewSpec(), (0.3, 0.5), 400, 400)
+            for d in draws(data_section(), (0.3, 0.5), 400, 400)
         ],
         dtype=float,
     )
@@ -170,7 +171,7 @@ def numbers_of(draw: Draw) -> list[float]:
 
 
 def test_no_number_of_a_view_tells_another() -> None:
-    drawn = draws(ViewSpec(), (0.1, 0.2), 400, 400)
+    drawn = draws(data_section(), (0.1, 0.2), 400, 400)
     both = [draw for draw in drawn if draw.jitter and draw.blur is not None]
     numbers = np.array([numbers_of(draw) for draw in both], dtype=float)
     correlation = np.corrcoef(numbers.T) - np.eye(numbers.shape[1])
@@ -182,7 +183,7 @@ def test_no_number_of_a_view_tells_another() -> None:
 
 def test_golden_jitter_and_blur_draws(golden: dict[str, Any]) -> None:
     key = next(k for k in golden if k.startswith("color_jitter_"))
-    spec = ViewSpec(color_jitter=1, blur=1, color_jitter_strength=float(key.split("_")[-1]))
+    spec = data_section(color_jitter=1, blur=1, color_jitter_strength=float(key.split("_")[-1]))
     all_draws = draws(spec, (0.3, 1), 50, 50)
     for place, operation in enumerate(Operation):
         factors = np.array([f for d in all_draws for o, f in d.jitter if o == operation])
@@ -200,7 +201,7 @@ def test_golden_jitter_and_blur_draws(golden: dict[str, Any]) -> None:
 
 
 def test_strong_jitter_never_turns_negative() -> None:
-    spec = ViewSpec(color_jitter=1, color_jitter_strength=2)
+    spec = data_section(color_jitter=1, color_jitter_strength=2)
     for draw in draws(spec, (0.3, 1), 50, 50)[:500]:
         assert all(
             factor >= 0 for operation, factor in draw.jitter if operation is not Operation.HUE
@@ -208,12 +209,12 @@ def test_strong_jitter_never_turns_negative() -> None:
 
 
 def test_switching_one_off_changes_no_other() -> None:
-    full = draws(ViewSpec(), (0.3, 1), 50, 50)[:200]
+    full = draws(data_section(), (0.3, 1), 50, 50)[:200]
     for name in ("flip", "color_jitter", "grayscale", "blur"):
         field = "jitter" if name == "color_jitter" else name
         change: dict[str, Any] = {name: 0.0}
         off: Any = {"flip": False, "jitter": (), "grayscale": False, "blur": None}[field]
-        without = draws(replace(ViewSpec(), **change), (0.3, 1), 50, 50)[:200]
+        without = draws(data_section(**change), (0.3, 1), 50, 50)[:200]
         assert without == [d._replace(**{field: off}) for d in full]
 
 

@@ -15,7 +15,6 @@ import torch
 
 from msn.data import loader, workers
 from msn.data.batch import Views, allocate
-from msn.data.draws import ViewSpec
 from msn.data.image import ArrayImage, BadImage
 from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
 from msn.data.mapped import pack, unpack
@@ -23,8 +22,9 @@ from msn.data.order import permuted
 from msn.data.sources import Sample
 from msn.data.views import SampleViews, make_views
 from msn.runtime.errors import RunError, UserError
+from tests.support.views import view_spec
 
-SPEC = ViewSpec(rand_size=8, focal_size=6, rand_views=2, focal_views=3)
+SPEC = view_spec(rand_size=8, focal_size=6, rand_views=2, focal_views=3)
 
 
 class Images:
@@ -98,7 +98,7 @@ def batches(source: Images, start: int, stop: int, **how: int) -> list[Views]:
 def assert_equal(ours: list[Views], theirs: list[Views]) -> None:
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
 
 
 # --- batches
@@ -113,17 +113,17 @@ def test_a_batch_is_what_its_step_says() -> None:
             position = (step % 3) * batch_size + i
             index = int(permuted(np.array(position), length=14, seed=seed, epoch=step // 3))
             expected = views_of(source, index, seed=seed, epoch=step // 3, sample=index)
-            np.testing.assert_array_equal(batch.target[i], expected.target)
-            np.testing.assert_array_equal(batch.random[:, i], expected.random)
-            np.testing.assert_array_equal(batch.focal[:, i], expected.focal)
+            np.testing.assert_array_equal(batch["target"][0][i], expected["target"][0])
+            np.testing.assert_array_equal(batch["random"][:, i], expected["random"])
+            np.testing.assert_array_equal(batch["focal"][:, i], expected["focal"])
 
 
 def test_shapes() -> None:
     (batch,) = batches(Images(14), 0, 1)
-    assert batch.target.shape == (4, 8, 8, 3)
-    assert batch.random.shape == (2, 4, 8, 8, 3)
-    assert batch.focal.shape == (3, 4, 6, 6, 3)
-    assert {views.dtype for views in batch[:3]} == {torch.uint8}
+    assert batch["target"][0].shape == (4, 8, 8, 3)
+    assert batch["random"].shape == (2, 4, 8, 8, 3)
+    assert batch["focal"].shape == (3, 4, 6, 6, 3)
+    assert {views.dtype for views in batch.tensors()} == {torch.uint8}
 
 
 def test_an_epoch_reads_each_image_at_most_once(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_nothing_is_read_for_skipped_steps(tmp_path: Path, workers: int) -> None
 
 def test_seeds_differ() -> None:
     (a,), (b,) = batches(Images(14), 0, 1), batches(Images(14), 0, 1, seed=1)
-    assert (a.target != b.target).any()
+    assert (a["target"][0] != b["target"][0]).any()
 
 
 def test_global_generators_are_left_alone() -> None:
@@ -176,7 +176,7 @@ def test_buffers_are_used_again_but_not_before_the_next_batch_is_asked_for() -> 
     for batch, views in zip(stream(Images(14), 0, 12, workers=2), expected, strict=True):
         time.sleep(0.02)
         assert_equal([batch.views], [views])
-        addresses.add(batch.views.target.data_ptr())
+        addresses.add(batch.views["target"][0].data_ptr())
     assert len(addresses) == 2 * workers.PREFETCH + 1
 
 
@@ -205,7 +205,7 @@ def test_all_bad_images_are_reported_and_nothing_else_changes() -> None:
     whole = stream(Images(12), 0, 3)
     for batch, (views, bad) in zip(whole, stream(Images(12, broken=broken), 0, 3), strict=True):
         assert batch.bad == ()
-        changed = (batch.views.target != views.target).flatten(1).any(1).sum()
+        changed = (batch.views["target"][0] != views["target"][0]).flatten(1).any(1).sum()
         first_met = len({error.name for error in bad})
         assert (changed > 0) == bool(bad)
         assert changed <= first_met or first_met == 0
@@ -222,14 +222,14 @@ def test_a_replacement_has_views_of_its_own() -> None:
     """Of one of the good images, but cropped as the bad one would have been."""
     source = Images(8, broken={2})
     made = {
-        views.target[i].numpy().tobytes()
+        views["target"][0][i].numpy().tobytes()
         for views in batches(source, 0, 2, batch_size=4)
         for i in range(4)
     }
     good = [index for index in range(8) if index != 2]
     possible = [views_of(source, index, seed=0, epoch=0, sample=2) for index in good]
     assert len(made) == 8
-    assert sum(views.target.tobytes() in made for views in possible) == 1
+    assert sum(views["target"][0].tobytes() in made for views in possible) == 1
 
 
 def test_replacements_differ_between_epochs() -> None:
@@ -247,7 +247,9 @@ def _replacement(source: Images, batch: Batch, epoch: int) -> int:
     for index in range(40):
         if index != 7:
             views = views_of(source, index, seed=0, epoch=epoch, sample=7)
-            if any((views.target == target.numpy()).all() for target in batch.views.target):
+            if any(
+                (views["target"][0] == target.numpy()).all() for target in batch.views["target"][0]
+            ):
                 return index
     raise AssertionError("no image fits")
 

@@ -5,7 +5,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from msn.data.colour import adjust
 from msn.data.draws import Box, Draw, Operation, ViewSpec, draw_view
 from msn.data.image import ArrayImage, EncodedImage
 from msn.data.views import SampleViews, eval_view, make_views, max_reduction, reduced_box, render
+from msn.methods.msn.model import view_kinds
 from msn.runtime import keyed
+from tests.support.views import data_section, view_spec
 
 GOLDEN = Path(os.environ.get("MSN_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 
@@ -47,7 +48,7 @@ def small(photos: list[np.ndarray]) -> list[np.ndarray]:
     return [*(cv2.resize(p, (72, 64), interpolation=cv2.INTER_AREA) for p in photos), noise]
 
 
-PLAIN = ViewSpec(flip=0, color_jitter=0, grayscale=0, blur=0)
+PLAIN = data_section(flip=0, color_jitter=0, grayscale=0, blur=0)
 
 
 def made(image: np.ndarray, spec: ViewSpec, **key: int) -> SampleViews:
@@ -157,7 +158,7 @@ def test_render_applies_all_in_the_order_of_the_original(photos: list[np.ndarray
 
 def test_golden_pixel_statistics(golden: dict[str, Any], photos: list[np.ndarray]) -> None:
     """Each kind of view, all augmentations on, has the statistics recorded from the original."""
-    count, spec = 300, ViewSpec()
+    count, spec = 300, data_section()
     offset = np.array((0.485, 0.456, 0.406), np.float32)
     scale = np.array((0.229, 0.224, 0.225), np.float32)
     for key, recorded in golden["pixel_stats"].items():
@@ -192,37 +193,38 @@ def test_golden_pixel_statistics(golden: dict[str, Any], photos: list[np.ndarray
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-@pytest.mark.parametrize(("random", "focal"), [(1, 10), (3, 2), (2, 0), (0, 3)])
+@pytest.mark.parametrize(("random", "focal"), [(1, 10), (3, 2), (2, 0), (1, 3)])
 def test_shapes(channels: int, random: int, focal: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
-    spec = ViewSpec(rand_size=16, focal_size=12, rand_views=random, focal_views=focal)
+    spec = view_spec(rand_size=16, focal_size=12, rand_views=random, focal_views=focal)
     it = made(image, spec, seed=0, epoch=0, sample=0)
-    assert it.target.shape == (16, 16, channels)
-    assert it.random.shape == (random, 16, 16, channels)
-    assert it.focal.shape == (focal, 12, 12, channels)
-    assert {v.dtype for v in it[:3]} == {np.dtype(np.uint8)}
+    assert it["target"][0].shape == (16, 16, channels)
+    assert it["random"].shape == (random, 16, 16, channels)
+    assert it["focal"].shape == (focal, 12, 12, channels)
+    assert {v.dtype for v in it.kinds.values()} == {np.dtype(np.uint8)}
 
 
 def test_views_are_keyed_by_their_place() -> None:
     """View v is drawn from (seed, epoch, sample, v): target, then random, then focal."""
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    spec = ViewSpec(rand_size=16, focal_size=12, rand_views=2, focal_views=3)
+    data = data_section(rand_size=16, focal_size=12, rand_views=2, focal_views=3)
+    spec = ViewSpec(view_kinds(data), data)
     key = {"seed": 5, "epoch": 6, "sample": 7}
     it = made(image, spec, **key)
-    in_order = [it.target, *it.random, *it.focal]
+    in_order = [it["target"][0], *it["random"], *it["focal"]]
     generator = keyed.generator(5, keyed.Stream.VIEW, 6, 7)
     for view, pixels in enumerate(in_order):
-        scale = spec.rand_crop_scale if view < 3 else spec.focal_crop_scale
-        draw = draw_view(generator, 40, 50, scale, spec)
+        scale = data.rand_crop_scale if view < 3 else data.focal_crop_scale
+        draw = draw_view(generator, 40, 50, scale, data)
         np.testing.assert_array_equal(pixels, render(image, draw, 16 if view < 3 else 12))
     for change in ({"seed": 1}, {"epoch": 1}, {"sample": 1}):
         other = made(image, spec, **{**key, **change})
-        assert (other.target != it.target).any()
-    assert (it.random[0] != it.random[1]).any()
+        assert (other["target"][0] != it["target"][0]).any()
+    assert (it["random"][0] != it["random"][1]).any()
     # What one view is made with moves no other: all take as many numbers, whatever the image.
-    plain = replace(spec, blur=0.0, color_jitter=0.0, grayscale=0.0, flip=0.0)
+    plain = PLAIN
     following = []
-    for width, switches in ((50, spec), (50, plain), (5000, spec)):
+    for width, switches in ((50, data), (50, plain), (5000, data)):
         generator = keyed.generator(5, keyed.Stream.VIEW, 6, 7)
         draw_view(generator, 40, width, (0.3, 1.0), switches)
         following.append(generator.random())
@@ -231,17 +233,18 @@ def test_views_are_keyed_by_their_place() -> None:
 
 def test_fewer_views_leave_the_others_as_they_are() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    spec = ViewSpec(rand_size=16, focal_size=12, rand_views=1, focal_views=4)
     key = {"seed": 0, "epoch": 0, "sample": 0}
-    many, few = (made(image, replace(spec, focal_views=n), **key) for n in (4, 2))
-    np.testing.assert_array_equal(many.focal[:2], few.focal)
-    np.testing.assert_array_equal(many.target, few.target)
+    many, few = (
+        made(image, view_spec(rand_size=16, focal_size=12, focal_views=n), **key) for n in (4, 2)
+    )
+    np.testing.assert_array_equal(many["focal"][:2], few["focal"])
+    np.testing.assert_array_equal(many["target"][0], few["target"][0])
 
 
 def test_images_are_not_written_to() -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     before = image.copy()
-    spec = ViewSpec(rand_size=16, rand_crop_scale=(1, 1), color_jitter=1, blur=1)
+    spec = view_spec(rand_size=16, rand_crop_scale=(1, 1), color_jitter=1, blur=1)
     for sample in range(20):
         made(image, spec, seed=0, epoch=0, sample=sample)
     eval_view(image, 16)
@@ -267,7 +270,10 @@ def test_images_are_reduced_as_far_as_all_crops_bear() -> None:
 @pytest.mark.parametrize("size", [40, 24])
 def test_views_of_a_reduced_jpeg_are_near(size: int, photos: list[np.ndarray]) -> None:
     """Against PIL on the full image, where the crop was moved to whole reduced pixels."""
-    spec = replace(PLAIN, rand_size=size, focal_views=0, rand_crop_scale=(0.6, 1.0))
+    data = PLAIN.model_copy(
+        update={"rand_size": size, "focal_views": 0, "rand_crop_scale": (0.6, 1.0)}
+    )
+    spec = ViewSpec(view_kinds(data), data)
     reduction = {40: 4, 24: 4}[size]
     for photo in photos:
         encoded = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
@@ -276,10 +282,10 @@ def test_views_of_a_reduced_jpeg_are_near(size: int, photos: list[np.ndarray]) -
         make_views(image, spec, seed=0, epoch=0, sample=0, out=out)
         generator = keyed.generator(0, keyed.Stream.VIEW, 0, 0)
         height, width, _ = image.shape
-        draws = [draw_view(generator, height, width, (0.6, 1.0), spec) for _ in range(2)]
+        draws = [draw_view(generator, height, width, (0.6, 1.0), data) for _ in range(2)]
         assert max_reduction([draw.box for draw in draws], [size, size]) == reduction
         shape = image.pixels(reduction).shape
-        for draw, view in zip(draws, (out.target, out.random[0]), strict=True):
+        for draw, view in zip(draws, (out["target"][0], out["random"][0]), strict=True):
             top, left, h, w = (reduction * x for x in reduced_box(draw.box, reduction, shape))
             assert abs(top - draw.box.top) <= reduction
             assert abs(left - draw.box.left) <= reduction

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.methods.msn.losses import log_prior, msn_losses
+from msn.methods.msn.losses import LossSettings, log_prior, msn_losses
 from msn.runtime import collectives
 from tests.golden.record import DTYPES, assert_close, golden, golden_files, natural
 from tests.support.processes import run_on
@@ -27,13 +27,15 @@ def losses_of_all_cases(name: str, dtype: torch.dtype) -> list[dict[str, Tensor]
             anchors,
             record.tensor("targets_in", dtype)[rank],
             prototypes,
-            temperature=TAU,
+            LossSettings(
+                temperature=TAU,
+                sinkhorn_iterations=3 if sinkhorn else 0,
+                memax_weight=MEMAX_WEIGHT * me_max,
+                ent_weight=ENT_WEIGHT * entropy,
+                label_smoothing=smoothing,
+            ),
             sharpening=sharpening,
-            sinkhorn_iterations=3 if sinkhorn else 0,
             log_prior=log_prior(len(prototypes)),
-            memax_weight=MEMAX_WEIGHT * me_max,
-            ent_weight=ENT_WEIGHT * entropy,
-            label_smoothing=smoothing,
         )
         losses.total.backward()
         assert anchors.grad is not None

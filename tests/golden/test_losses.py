@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.methods.msn.losses import MSNLosses, log_assignment, log_prior, log_sinkhorn, msn_losses
+from msn.methods.msn.losses import (
+    LossSettings,
+    MSNLosses,
+    log_assignment,
+    log_prior,
+    log_sinkhorn,
+    msn_losses,
+)
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 
 TABLES = [name for name in golden_files("loss_*.npz") if "combo" in golden(name)]
@@ -32,13 +39,15 @@ def run(
         anchors,
         record.tensor(f"{case}targets_in", dtype),
         prototypes,
-        temperature=tau,
+        LossSettings(
+            temperature=tau,
+            sinkhorn_iterations=3 if sinkhorn else 0,
+            memax_weight=memax_weight,
+            ent_weight=ent_weight,
+            label_smoothing=smoothing,
+        ),
         sharpening=sharpening,
-        sinkhorn_iterations=3 if sinkhorn else 0,
         log_prior=log_prior(len(prototypes)),
-        memax_weight=memax_weight,
-        ent_weight=ent_weight,
-        label_smoothing=smoothing,
     )
     losses.total.backward()
     assert anchors.grad is not None

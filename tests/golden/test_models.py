@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from msn.methods.msn.build import parameter_groups
 from msn.models.encoder import ENCODERS, ConvEmbed, VisionTransformer, build_encoder
 from msn.models.head import projection_head
-from msn.train.optim import parameter_groups
 from tests.golden.record import golden_json
 
 MODELS: dict[str, Any] = {

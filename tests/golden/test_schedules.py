@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from msn.config.load import Config
-from msn.methods.schedules import cosine
+from msn.methods.msn.build import momentum_schedule, sharpening_schedule
+from msn.methods.schedules import Schedule, cosine
 from msn.train.build import build_schedules
 from tests.golden.record import golden_json
 
@@ -30,6 +31,11 @@ def config(params: dict[str, Any]) -> Config:
     )
 
 
+def own_schedules(params: dict[str, Any], steps: int) -> tuple[Schedule, Schedule]:
+    """Momentum and sharpening."""
+    return momentum_schedule(config(params), steps), sharpening_schedule(config(params), steps)
+
+
 @pytest.mark.parametrize("name", EVERY_STEP)
 def test_every_step(name: str) -> None:
     record = RECORDS[name]
@@ -39,22 +45,24 @@ def test_every_step(name: str) -> None:
         if step + 1 <= horizon:  # past it the official values turn back; ours stay, see below
             assert schedules.learning_rate(step + 1) == pytest.approx(rate, rel=1e-12)
             assert schedules.weight_decay(step + 1) == pytest.approx(decay, rel=1e-12)
+    momentum_of, sharpening_of = own_schedules(record["params"], record["params"]["ipe"])
     for step, (momentum, sharpening) in enumerate(
         zip(record["momentum"], record["sharpen"], strict=True)
     ):
-        assert schedules.momentum(step) == pytest.approx(momentum, rel=1e-12)
-        assert schedules.sharpening(step) == pytest.approx(sharpening, rel=1e-12)
+        assert momentum_of(step) == pytest.approx(momentum, rel=1e-12)
+        assert sharpening_of(step) == pytest.approx(sharpening, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", EVERY_STEP)
 def test_clamped_past_the_end(name: str) -> None:
     params, horizon = RECORDS[name]["params"], RECORDS[name]["T_max"]
     schedules = build_schedules(config(params), params["ipe"])
+    momentum_of, sharpening_of = own_schedules(params, params["ipe"])
     for step in (horizon + 1, horizon + 7, 10 * horizon):
         assert schedules.learning_rate(step) == pytest.approx(params["final_lr"], abs=1e-15)
         assert schedules.weight_decay(step) == pytest.approx(params["final_weight_decay"])
-        assert schedules.momentum(step) == 1.0
-        assert schedules.sharpening(step) == pytest.approx(params["final_sharpen"])
+        assert momentum_of(step) == 1.0
+        assert sharpening_of(step) == pytest.approx(params["final_sharpen"])
 
 
 def test_the_real_run() -> None:
@@ -65,10 +73,11 @@ def test_the_real_run() -> None:
         sharpen = {"final_weight_decay": 0.4, "start_sharpen": 0.25, "final_sharpen": 0.25}
         params = {**defaults, **sharpen, "epochs": record["epochs"], "warmup": record["warmup"]}
         schedules = build_schedules(config(params), record["ipe"])
+        momentum_of, _ = own_schedules(params, record["ipe"])
         for i, step in enumerate(record["iteration"]):
             assert schedules.learning_rate(step + 1) == pytest.approx(record["lr"][i], rel=1e-12)
             assert schedules.weight_decay(step + 1) == pytest.approx(record["wd"][i], rel=1e-12)
-            assert schedules.momentum(step) == pytest.approx(record["momentum"][i], rel=1e-12)
+            assert momentum_of(step) == pytest.approx(record["momentum"][i], rel=1e-12)
 
 
 def test_linear_evaluation() -> None:

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from msn.config.load import Config
 from msn.data.batch import Views
+from msn.methods.msn.model import MSN, views_of
 from msn.train.build import Parts, build_model, build_parts, build_schedules
-from msn.train.optim import build_optimizer, parameter_groups
+from msn.train.optim import build_optimizer
 from msn.train.pretrain import train_step
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
+from tests.support.experiments import msn_of
 
 FILES = pytest.mark.parametrize("name", golden_files("trajectory_*.npz"))
 
@@ -65,8 +67,10 @@ def as_config(record: Golden) -> Config:
 def rebuild(record: Golden, dtype: torch.dtype) -> Parts:
     """The parts of a run at the recorded starting point, with the recorded masks."""
     config = as_config(record)
-    schedules = build_schedules(config, record.meta["training"]["ipe"])
-    model = build_model(config, schedules, channels=record["views0_q4"].shape[2])
+    steps_per_epoch = record.meta["training"]["ipe"]
+    schedules = build_schedules(config, steps_per_epoch)
+    model = build_model(MSN, config, record["views0_q4"].shape[2], steps_per_epoch)
+    assert isinstance(model, MSN)
     start = record.tensors("init.")
     model.anchor.load_state_dict(start)
     model.target.load_state_dict(start)
@@ -76,15 +80,15 @@ def rebuild(record: Golden, dtype: torch.dtype) -> Parts:
     keep = record.tensor("perms", torch.int64)[:, :kept]
     model.draw_keep = lambda views, step: [keep[step]]  # type: ignore[method-assign]
     parts = build_parts(config, torch.device("cpu"))
-    optimizer = build_optimizer(parameter_groups(model.anchor, model.prototypes))
+    optimizer = build_optimizer(model.parameter_groups())
     return replace(parts, model=model, replica=model, optimizer=optimizer, schedules=schedules)
 
 
-def views_of(record: Golden, step: int, dtype: torch.dtype) -> Views:
+def recorded_views(record: Golden, step: int, dtype: torch.dtype) -> Views:
     count = len(record.names("views"))
     random = record.meta["training"]["rand_views"]
     views = [torch.from_numpy(record[f"views{i}_q4"][step]).to(dtype) / 4 for i in range(count)]
-    return Views(views[0], torch.stack(views[1 : 1 + random]), torch.stack(views[1 + random :]))
+    return views_of(views[0], torch.stack(views[1 : 1 + random]), torch.stack(views[1 + random :]))
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
@@ -93,7 +97,7 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
 
 def numbers(parts: Parts, step: int, views: Views, seen: dict[str, Tensor]) -> dict[str, float]:
     """One step, and what the record says of it."""
-    model = parts.model
+    model = msn_of(parts)
     unclipped: dict[str, float] = {}
 
     def note(parameter: torch.nn.Parameter, name: str) -> None:
@@ -107,8 +111,9 @@ def numbers(parts: Parts, step: int, views: Views, seen: dict[str, Tensor]) -> d
     output, _, grad_norm = train_step(parts, views, step)
     for hook in hooks:
         hook.remove()
-    targets = output.losses.log_targets.exp()
-    seen["h"], seen["targets"] = output.target_features, targets
+    losses, features = output.details
+    targets = losses.log_targets.exp()
+    seen["h"], seen["targets"] = features, targets
     assert model.prototypes.grad is not None
     matrices = {
         name: norm
@@ -117,14 +122,14 @@ def numbers(parts: Parts, step: int, views: Views, seen: dict[str, Tensor]) -> d
     }
     qkv = [norm for name, norm in sorted(matrices.items()) if "qkv" in name]
     return {
-        "loss": float(output.total.detach()),
-        "ploss": float(output.losses.cross_entropy.detach()),
-        "rloss": float(output.losses.regulariser.detach()),
-        "ent": float(output.losses.entropy.detach()),
+        "loss": float(output.loss.detach()),
+        "ploss": float(losses.cross_entropy.detach()),
+        "rloss": float(losses.regulariser.detach()),
+        "ent": float(losses.entropy.detach()),
         "lr": parts.optimizer.param_groups[-1]["lr"],
         "wd": parts.optimizer.param_groups[0]["weight_decay"],
-        "m": parts.schedules.momentum(step),
-        "T": parts.schedules.sharpening(step),
+        "m": msn_of(parts).momentum(step),
+        "T": msn_of(parts).sharpening(step),
         "grad_norm": float(grad_norm),
         "proto_grad_norm": float(model.prototypes.grad.norm()),
         "gl_first": qkv[0],
@@ -170,7 +175,7 @@ def test_twelve_steps(name: str, dtype: torch.dtype) -> None:
     steps = record["steps64"]
     for step in range(len(steps)):
         seen: dict[str, Tensor] = {}
-        own = numbers(parts, step, views_of(record, step, dtype), seen)
+        own = numbers(parts, step, recorded_views(record, step, dtype), seen)
         for column, expected in zip(record.meta["columns"], steps[step], strict=True):
             assert_close(
                 torch.tensor(own[column], dtype=torch.float64),
@@ -193,7 +198,7 @@ def check_weights(record: Golden, parts: Parts, float64: bool) -> None:
         for key, limit in limits.items()
         if not has_null_gradient(record, key.removeprefix("enc.").removeprefix("tgt."))
     )
-    for short, encoder in (("enc", parts.model.anchor), ("tgt", parts.model.target)):
+    for short, encoder in (("enc", msn_of(parts).anchor), ("tgt", msn_of(parts).target)):
         state = encoder.state_dict()
         expected = record.tensors(f"{short}64.")
         assert expected.keys() <= state.keys()
@@ -205,7 +210,7 @@ def check_weights(record: Golden, parts: Parts, float64: bool) -> None:
             if key.endswith("num_batches_tracked"):
                 assert state[key] == record[f"{short}32.{key}"], key
     assert_close(
-        parts.model.prototypes,
+        msn_of(parts).prototypes,
         record["prototypes64"],
         float64=float64,
         tolerance=noise,
@@ -217,8 +222,8 @@ def check_moments(record: Golden, parts: Parts, float64: bool) -> None:
     limits = limits_of(record, "moments")
     live = [limit for name, limit in limits.items() if not has_null_gradient(record, name)]
     noise = max(max(a / a_scale, b / b_scale) for a, a_scale, b, b_scale in live)
-    parameters = dict(parts.model.anchor.named_parameters()) | {
-        "PROTOTYPES": parts.model.prototypes
+    parameters = dict(msn_of(parts).anchor.named_parameters()) | {
+        "PROTOTYPES": msn_of(parts).prototypes
     }
     names = record.names("exp_avg64.")
     assert set(names) == parameters.keys()

@@ -13,7 +13,7 @@ from msn.interop.pretrained import read_pretrained
 from msn.models.encoder import ENCODERS
 from msn.runtime.checkpoint import Found, load
 from tests.support.encoders import random_weights, relative, released_state, same
-from tests.support.experiments import tiny_parts, write_tiny
+from tests.support.experiments import msn_of, tiny_parts, write_tiny
 
 READ = {
     "huggingface": (
@@ -67,10 +67,10 @@ def test_what_comes_back_starts_a_new_run(latest: Path, tmp_path: Path) -> None:
     assert cli.main(["export", str(latest), "--to", "huggingface", out]) == 0
     assert cli.main(["import", out, "--as", "official", weights]) == 0
     parts = tiny_parts(tmp_path / "run", data__channels=3)
-    parts.load_weights(Found(Path(weights), load(Path(weights))))
+    parts.model.load_weights(Found(Path(weights), load(Path(weights))))
     expected = torch.load(latest, weights_only=True)["target_encoder"]["pos_embed"]
-    assert torch.equal(parts.model.anchor.pos_embed, expected)
-    assert torch.equal(parts.model.target.pos_embed, expected)
+    assert torch.equal(msn_of(parts).anchor.pos_embed, expected)
+    assert torch.equal(msn_of(parts).target.pos_embed, expected)
 
 
 def test_the_anchor_can_be_exported(latest: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.support.encoders import (
     released_state,
     same,
 )
-from tests.support.experiments import tiny_config
+from tests.support.experiments import msn_of, tiny_config
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -154,9 +154,9 @@ def test_pretraining_starts_from_weights_without_head(
         tmp_path, meta__encoder=TINY._asdict(), meta__init_from=str(tmp_path / "w.pth.tar")
     )
     parts = build_parts(config, torch.device("cpu"))
-    drawn = {name: tensor.clone() for name, tensor in parts.model.anchor.state_dict().items()}
+    drawn = {name: tensor.clone() for name, tensor in msn_of(parts).anchor.state_dict().items()}
     assert resume(config, parts, tmp_path / "run", "tiny") == 0
-    for encoder in (parts.model.anchor, parts.model.target):
+    for encoder in (msn_of(parts).anchor, msn_of(parts).target):
         state = encoder.state_dict()
         assert torch.equal(state["pos_embed"], weights.encoder["pos_embed"])
         assert torch.equal(state["fc.fc1.weight"], drawn["fc.fc1.weight"])

@@ -10,7 +10,7 @@ import msn
 from examples import huggingface_trainer
 from msn.interop import huggingface
 from msn.interop.pretraining import MSNForPreTraining
-from msn.methods.msn.losses import log_prior, msn_losses
+from msn.methods.msn.losses import LossSettings, log_prior, msn_losses
 from msn.models.masking import random_keep
 from msn.runtime.keyed import Stream, seed64
 
@@ -51,11 +51,9 @@ def test_the_loss_is_msn_s() -> None:
         torch.cat(anchors),
         model.msn.target(views["target"]),
         model.msn.prototypes,
-        temperature=0.1,
+        LossSettings(temperature=0.1, sinkhorn_iterations=3, memax_weight=1.0),
         sharpening=0.25,
         log_prior=log_prior(6),
-        sinkhorn_iterations=3,
-        memax_weight=1.0,
     )
     torch.testing.assert_close(found.loss, expected.total)
     assert found[0] is found.loss

@@ -13,7 +13,7 @@ from msn.runtime.errors import UserError
 from msn.runtime.sharding import full
 from msn.train.build import build_parts
 from msn.train.pretrain import pretrain, train_step
-from tests.support.experiments import batches, tiny_config, tiny_parts, write_tiny
+from tests.support.experiments import batches, msn_of, tiny_config, tiny_parts, write_tiny
 from tests.support.processes import run_on
 from tests.support.runs import assert_same, killed_at
 from tests.train.test_pretrain import latest
@@ -43,7 +43,7 @@ def trained(
         for name, parameter in parts.model.named_parameters()
         if parameter.grad is not None
     }
-    return losses, gradients, parts.model.anchor.state_dict()
+    return losses, gradients, msn_of(parts).anchor.state_dict()
 
 
 @needs_compiler
@@ -98,7 +98,7 @@ def trained_together(folder: Path, compiled: bool, shard: bool) -> tuple[list[fl
     parts = tiny_parts(folder, criterion__batch_size=16, **changes).replicated()
     own = batches(parts, 16, 4)[collectives.rank() :: 2]
     losses = [float(train_step(parts, views, step).loss) for step, views in enumerate(own)]
-    return losses, full(parts.model.anchor.blocks[0].attn.qkv.weight.detach())
+    return losses, full(msn_of(parts).anchor.blocks[0].attn.qkv.weight.detach())
 
 
 @needs_compiler

@@ -18,9 +18,9 @@ from msn.models.batch_norm import BatchNorm
 from msn.runtime import collectives
 from msn.runtime.errors import RunError
 from msn.train.build import build_parts
-from msn.train.optim import build_optimizer, parameter_groups
+from msn.train.optim import build_optimizer
 from msn.train.pretrain import batches, train_step
-from tests.support.experiments import tiny_config
+from tests.support.experiments import msn_of, tiny_config
 from tests.support.processes import run_on
 from tests.train.test_pretrain import ROOT
 
@@ -34,11 +34,11 @@ def train(folder: Path, dtype: torch.dtype, changes: dict[str, Any]) -> dict[str
     )
     parts = build_parts(config, torch.device("cpu"))
     parts.model.to(dtype)
-    optimizer = build_optimizer(parameter_groups(parts.model.anchor, parts.model.prototypes))
+    optimizer = build_optimizer(parts.model.parameter_groups())
     parts = replace(parts, optimizer=optimizer).replicated()
     metrics, norms = [], []
     for step, batch in zip(range(STEPS), batches(config, parts, 0), strict=False):
-        views = batch.views.normalised(parts.mean.to(dtype), parts.std.to(dtype))
+        views = batch.views.normalized(parts.mean.to(dtype), parts.std.to(dtype))
         result = train_step(parts, views, step)
         metrics.append(torch.stack(list(parts.model.metrics(result.output).values())))
         norms.append(result.grad_norm)
@@ -87,11 +87,11 @@ def quickstart_losses(steps: int) -> Tensor:
     config = load_config(ROOT / "configs/quickstart.yaml", ["logging.folder=unused"])
     parts = build_parts(config, torch.device("cpu"))
     parts.model.double()
-    optimizer = build_optimizer(parameter_groups(parts.model.anchor, parts.model.prototypes))
+    optimizer = build_optimizer(parts.model.parameter_groups())
     parts = replace(parts, optimizer=optimizer).replicated()
     losses = []
     for step, batch in zip(range(steps), batches(config, parts, 0), strict=False):
-        views = batch.views.normalised(parts.mean.double(), parts.std.double())
+        views = batch.views.normalized(parts.mean.double(), parts.std.double())
         losses.append(train_step(parts, views, step).loss)
     return torch.stack(losses)
 
@@ -115,9 +115,9 @@ def masks_and_images(folder: Path, scope: str) -> tuple[Tensor, Tensor]:
         tiny_config(folder, criterion__batch_size=8, data__mask_scope=scope), torch.device("cpu")
     )
     views = next(batches(tiny_config(folder, criterion__batch_size=8), parts, 0)).views
-    (keep,) = parts.model.draw_keep(views.normalised(parts.mean, parts.std), step=3)
+    (keep,) = msn_of(parts).draw_keep(views.normalized(parts.mean, parts.std), step=3)
     assert keep is not None
-    return keep, views.target
+    return keep, views["target"][0]
 
 
 def test_by_default_each_process_draws_its_own_masks(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_shares_of_a_global_batch_are_the_batch(tmp_path: Path, processes: int) 
             rank=rank,
             world_size=size,
         )
-        return [batch.views.random.clone() for batch in loader]
+        return [batch.views["random"].clone() for batch in loader]
 
     shares = [load(rank, processes) for rank in range(processes)]
     for step, whole in enumerate(load(0, 1)):

@@ -15,14 +15,14 @@ from msn.runtime import checkpoint, collectives
 from msn.runtime.errors import UserError
 from msn.runtime.sharding import full
 from msn.train.build import Parts, build_parts
-from msn.train.optim import build_optimizer, parameter_groups
+from msn.train.optim import build_optimizer
 from msn.train.pretrain import batches, train_step
-from msn.train.probe import whole_target
+from msn.train.probe import whole_encoder
 from msn.train.resuming import restore
 from msn.train.saving import run_state
 from tests.runtime.test_meaning import has_null_gradient
 from tests.runtime.test_run import finished, losses, spawned, write_config
-from tests.support.experiments import tiny_config
+from tests.support.experiments import msn_of, tiny_config
 from tests.support.processes import run_on
 from tests.support.runs import assert_same
 
@@ -44,7 +44,7 @@ def first_steps(config: Config, parts: Parts, dtype: torch.dtype) -> list[Tensor
     """Loss and gradient norm of each of the first steps."""
     results = []
     for step, batch in zip(range(STEPS), batches(config, parts, 0), strict=False):
-        views = batch.views.normalised(parts.mean.to(dtype), parts.std.to(dtype))
+        views = batch.views.normalized(parts.mean.to(dtype), parts.std.to(dtype))
         result = train_step(parts, views, step)
         results.append(torch.stack([result.loss, result.grad_norm.detach()]))
     return results
@@ -55,7 +55,7 @@ def train(folder: Path, dtype: torch.dtype, changes: dict[str, Any]) -> dict[str
     config = config_of(folder, changes)
     parts = build_parts(config, CPU)
     parts.model.to(dtype)
-    optimizer = build_optimizer(parameter_groups(parts.model.anchor, parts.model.prototypes))
+    optimizer = build_optimizer(parts.model.parameter_groups())
     parts = replace(parts, optimizer=optimizer).replicated()
     results = first_steps(config, parts, dtype)
     held = sum(
@@ -108,11 +108,11 @@ def broken_step(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     config = config_of(folder, {"meta__shard": True})
     parts = build_parts(config, CPU)
     first_steps(config, parts, torch.float32)
-    trained = [*parts.model.anchor.named_parameters(), ("prototypes", parts.model.prototypes)]
+    trained = [*msn_of(parts).anchor.named_parameters(), ("prototypes", msn_of(parts).prototypes)]
     before = {name: full(value).clone() for name, value in trained}
-    views = next(batches(config, parts, STEPS)).views.normalised(parts.mean, parts.std)
+    views = next(batches(config, parts, STEPS)).views.normalized(parts.mean, parts.std)
     if collectives.rank() == 1:
-        views = Views(views.target, views.random * torch.inf, views.focal)
+        views = Views({**views.kinds, "random": views["random"] * torch.inf})
     train_step(parts, views, STEPS)
     return before, {name: full(value) for name, value in trained}
 
@@ -158,12 +158,12 @@ def features_of_both(folder: Path) -> tuple[Tensor, Tensor] | None:
     parts = build_parts(config, CPU)
     images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        shares = parts.model.target.eval()(images)
-        target = whole_target(config, parts).eval()
+        shares = msn_of(parts).target.eval()(images)
+        target = whole_encoder(config, parts).eval()
         return (shares, target(images)) if collectives.rank() == 0 else None
 
 
-def test_rank_0_gets_a_whole_target_to_probe(tmp_path: Path) -> None:
+def test_rank_0_gets_a_whole_encoder_to_probe(tmp_path: Path) -> None:
     found, nothing = run_on(2, features_of_both, tmp_path)
     assert nothing is None
     torch.testing.assert_close(*found)

@@ -9,6 +9,7 @@ import yaml
 from msn.config.load import Config
 from msn.data.batch import Views
 from msn.data.loader import training_batches
+from msn.methods.msn.model import MSN
 from msn.train.build import Parts, build_parts
 
 TINY: dict[str, dict[str, Any]] = {
@@ -68,4 +69,10 @@ def batches(parts: Parts, batch_size: int, count: int) -> list[Views]:
         seed=parts.seed,
         num_workers=0,
     )
-    return [batch.views.normalised(parts.mean, parts.std) for batch in loaded]
+    return [batch.views.normalized(parts.mean, parts.std) for batch in loaded]
+
+
+def msn_of(parts: Parts) -> MSN:
+    """The method of a run that pre-trains with MSN."""
+    assert isinstance(parts.model, MSN)
+    return parts.model

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from msn.data.draws import ViewSpec
+from msn.data.draws import ViewKind
 from msn.data.sources.digits import Digits
-from msn.train.build import Batch, build_model, build_schedules, use_bf16
-from tests.support.experiments import tiny_config, tiny_parts
+from msn.methods.msn.build import loss_settings
+from msn.methods.msn.losses import LossSettings
+from msn.models.masking import Masking
+from msn.train.build import Batch, use_bf16
+from tests.support.experiments import msn_of, tiny_config, tiny_parts
 
 
 def test_the_same_seed_builds_the_same_weights_whatever_was_drawn_before(tmp_path: Path) -> None:
@@ -36,14 +39,13 @@ def test_settings_reach_the_loss(tmp_path: Path) -> None:
         criterion__temperature=0.2,
         data__label_smoothing=0.1,
     )
-    settings = build_model(config, build_schedules(config, 10), channels=1).loss_settings
-    assert settings == {
-        "temperature": 0.2,
-        "sinkhorn_iterations": 0,
-        "memax_weight": 0.0,
-        "ent_weight": 0.3,
-        "label_smoothing": 0.1,
-    }
+    assert loss_settings(config) == LossSettings(
+        temperature=0.2,
+        sinkhorn_iterations=0,
+        memax_weight=0.0,
+        ent_weight=0.3,
+        label_smoothing=0.1,
+    )
 
 
 def test_precision_is_what_was_asked_for() -> None:
@@ -85,23 +87,26 @@ SETTINGS: dict[str, Any] = {
 def test_every_setting_reaches_its_part(tmp_path: Path) -> None:
     """Each value differs from the default and from all others that it could be taken for."""
     parts = tiny_parts(tmp_path, **SETTINGS)
-    assert parts.views == ViewSpec(
-        rand_size=8, focal_size=6, rand_views=2, focal_views=3,
-        rand_crop_scale=(0.4, 0.9), focal_crop_scale=(0.1, 0.2),
-        flip=0.1, color_jitter=0.2, color_jitter_strength=0.6, grayscale=0.3, blur=0.4,
-        augment_on="device",
-    )  # fmt: skip
-    model = parts.model
-    assert model.loss_settings["memax_weight"] == 2.0
-    assert model.loss_settings["sinkhorn_iterations"] == 5
-    assert model.loss_settings["ent_weight"] == 0.0  # as use_ent is off
+    assert parts.views.kinds == (
+        ViewKind("target", 1, 8, (0.4, 0.9)),
+        ViewKind("random", 2, 8, (0.4, 0.9)),
+        ViewKind("focal", 3, 6, (0.1, 0.2)),
+    )
+    drawn = parts.views.augmentation
+    assert (drawn.flip, drawn.grayscale, drawn.blur) == (0.1, 0.3, 0.4)
+    assert (drawn.color_jitter, drawn.color_jitter_strength) == (0.2, 0.6)
+    assert parts.views.on_device
+    model = msn_of(parts)
+    assert model.loss_settings.memax_weight == 2.0
+    assert model.loss_settings.sinkhorn_iterations == 5
+    assert model.loss_settings.ent_weight == 0.0  # as use_ent is off
     power_law = torch.arange(1, 9).double() ** -0.25
     torch.testing.assert_close(
         model.log_prior.exp(), power_law / power_law.sum(), check_dtype=False
     )
     assert not model.prototypes.requires_grad
-    assert (model.patch_drop, model.mask_scope, model.accumulate) == (0.5, "image", 2)
-    assert (model.seed, parts.seed) == (7, 7)
+    assert model.masking == Masking(0.5, "image", 7)
+    assert (model.accumulate, parts.seed) == (2, 7)
     assert [block.drop_path1.drop_prob for block in model.anchor.blocks[1:]] == [0.3]
     assert not any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
     assert (parts.mean.tolist(), parts.std.tolist()) == ([0.25], [0.75])

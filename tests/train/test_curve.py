@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from msn.data.batch import Views
+from msn.methods.msn.model import MSN, views_of
 from msn.runtime import keyed
 from msn.train.build import Parts, build_model, build_parts, build_schedules
-from msn.train.optim import build_optimizer, parameter_groups
+from msn.train.optim import build_optimizer
 from msn.train.pretrain import train_step
 from tests.support.experiments import tiny_config
 
@@ -30,7 +31,8 @@ def fixed_parts() -> Parts:
     """The tiny model in double precision, its weights drawn by numpy."""
     config = tiny_config(Path("unused"), criterion__batch_size=IMAGES)
     schedules = build_schedules(config, steps_per_epoch=STEPS)
-    model = build_model(config, schedules, channels=1).double()
+    model = build_model(MSN, config, 1, STEPS).double()
+    assert isinstance(model, MSN)
     draw = keyed.generator(0, keyed.Stream.INIT)
     for encoder in (model.anchor, model.target):
         draw = keyed.generator(0, keyed.Stream.INIT)
@@ -39,7 +41,7 @@ def fixed_parts() -> Parts:
             is_scale = parameter.ndim == 1 and name.endswith("weight")
             parameter.data = 1 + 0.1 * values if is_scale else values
     model.prototypes.data = torch.from_numpy(draw.normal(0, 0.3, model.prototypes.shape))
-    optimizer = build_optimizer(parameter_groups(model.anchor, model.prototypes))
+    optimizer = build_optimizer(model.parameter_groups())
     parts = build_parts(config, torch.device("cpu"))
     return replace(parts, model=model, replica=model, optimizer=optimizer, schedules=schedules)
 
@@ -47,13 +49,13 @@ def fixed_parts() -> Parts:
 def fixed_views(step: int) -> Views:
     draw = keyed.generator(0, keyed.Stream.VIEW, step)
     shapes = ((IMAGES, 1, 8, 8), (1, IMAGES, 1, 8, 8), (2, IMAGES, 1, 6, 6))
-    return Views(*(torch.from_numpy(draw.normal(0, 1, shape)) for shape in shapes))
+    return views_of(*(torch.from_numpy(draw.normal(0, 1, shape)) for shape in shapes))
 
 
 def curve() -> list[float]:
     parts = fixed_parts()
     return [
-        float(train_step(parts, fixed_views(step), step).output.total.detach())
+        float(train_step(parts, fixed_views(step), step).output.loss.detach())
         for step in range(STEPS)
     ]
 

@@ -17,7 +17,7 @@ from msn.data.loader import training_batches
 from msn.train.build import Parts, build_parts
 from msn.train.optim import MomentumSGD
 from msn.train.pretrain import StepResult, train_step
-from tests.support.experiments import tiny_config
+from tests.support.experiments import msn_of, tiny_config
 
 META = torch.device("meta")
 VARIANTS: list[dict[str, Any]] = [
@@ -75,7 +75,7 @@ def steps_on_meta(folder: Path, **changes: Any) -> tuple[Parts, StepResult]:
     )
     with OneDevice():
         for step, (views, _) in enumerate(loaded):
-            result = train_step(parts, views.normalised(parts.mean, parts.std), step)
+            result = train_step(parts, views.normalized(parts.mean, parts.std), step)
         parts.model.metrics(result.output)
     return parts, result
 
@@ -86,7 +86,7 @@ def test_a_step_and_its_metrics_read_nothing(tmp_path: Path, changes: dict[str, 
     metrics = parts.model.metrics(result.output)
     left_behind = [result.loss, result.grad_norm, *metrics.values(), *parts.model.parameters()]
     assert {tensor.device for tensor in left_behind} == {META}
-    assert all(parameter.grad is not None for parameter in parts.model.anchor.parameters())
+    assert all(parameter.grad is not None for parameter in msn_of(parts).anchor.parameters())
 
 
 def test_a_read_or_a_mixture_would_fail(tmp_path: Path) -> None:
@@ -96,4 +96,4 @@ def test_a_read_or_a_mixture_would_fail(tmp_path: Path) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         parts.guard.first_bad_step()
     with OneDevice(), pytest.raises(RuntimeError, match=r"mm\.default mixes devices"):
-        torch.mm(parts.model.prototypes, torch.zeros(8, 2))
+        torch.mm(msn_of(parts).prototypes, torch.zeros(8, 2))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from msn.methods.msn.build import parameter_groups
 from msn.models.encoder import ENCODERS, build_encoder
 from msn.models.head import projection_head
 from msn.train.optim import (
     FiniteGuard,
     build_optimizer,
-    parameter_groups,
     set_hyperparameters,
     step_unless,
 )

@@ -9,8 +9,8 @@ import torch
 
 from msn.cli.main import main
 from msn.config.load import load_config
-from msn.train.build import build_anchor
-from msn.train.plan import activation_bytes, flops_per_image
+from msn.methods.msn.build import build_anchor
+from msn.methods.msn.plan import activation_bytes, flops_per_image
 from tests.support.experiments import tiny_config, write_tiny
 
 RECIPE = Path(__file__).parents[2] / "configs/pretrain/msn_vits16.yaml"

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from msn.cli.main import main
-from msn.train.profiling import PARTS
+from msn.methods.msn import METHOD
+from msn.train.profiling import AFTER, BEFORE
 from tests.support.experiments import write_tiny
+
+PARTS = (*BEFORE, *METHOD.PHASES, *AFTER)
 
 
 def test_the_parts_of_a_step_and_a_trace(

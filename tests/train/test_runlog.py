@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from msn.methods.msn.model import MSN
 from msn.runtime.errors import UserError
 from msn.train import runlog
-from msn.train.runlog import COLUMNS, RunLog, StepTimer, csv_path
+from msn.train.runlog import RunLog, StepTimer, csv_path
 
+COLUMNS = MSN.COLUMNS
 OFFICIAL = ["epoch", "itr", "msn", "me_max", "ent", "time (ms)"]
 
 
@@ -32,6 +34,8 @@ def open_log(
     return RunLog(
         folder,
         "run",
+        columns=COLUMNS,
+        shown=MSN.SHOWN,
         rank=rank,
         start_step=start,
         total_steps=total,

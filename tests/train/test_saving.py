@@ -11,7 +11,7 @@ from msn.runtime.errors import RunError
 from msn.train import saving
 from msn.train.build import Parts
 from msn.train.saving import Saver, copied
-from tests.support.experiments import tiny_config, tiny_parts
+from tests.support.experiments import msn_of, tiny_config, tiny_parts
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_a_full_disk_is_said_and_tried_again(
     assert step_on_disk(tmp_path) == 3
     assert len(said) == 1
     assert "step 5 is not saved yet, trying again" in said[0]
-    weight = parts.model.prototypes.detach().clone()
+    weight = msn_of(parts).prototypes.detach().clone()
     with torch.no_grad():  # the run goes on; what is saved later is the state of then
-        parts.model.prototypes.zero_()
+        msn_of(parts).prototypes.zero_()
     saver.retry()
     saver.finish()
     assert step_on_disk(tmp_path) == 5

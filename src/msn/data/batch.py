@@ -1,7 +1,8 @@
 """A batch of views as a named structure, its buffers, and its way to normalised floats."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -11,24 +12,29 @@ from msn.data.draws import COLUMNS, ViewSpec
 from msn.data.views import SampleViews
 
 
-class Views(NamedTuple):
+@dataclass(frozen=True)
+class Views:
     """The views of B images, by kind.
 
-    As uint8 on their way through the loader the axes end in (H, W, C); normalised on the device
-    they end in (C, H, W).
+    As uint8 on their way through the loader the axes end in (S, S, C); normalized on the device
+    they end in (C, S, S).
 
     Attributes:
-        target: (B, ...), the view that the target encoder sees, whole.
-        random: (R, B, ...), anchor views that lose patches.
-        focal: (F, B, ...), small anchor views, whole.
-        draws: float32 (1 + R + F, B, COLUMNS), what is left to do with views that were cropped
-            only; None for finished views. Stays on the host, where it is read.
+        kinds: name of a kind -> (count, B, ...), in the order of the views' draws.
+        draws: float32 (views, B, COLUMNS), what is left to do with views that were cropped only;
+            None for finished views. Stays on the host, where it is read.
     """
 
-    target: Tensor
-    random: Tensor
-    focal: Tensor
+    kinds: Mapping[str, Tensor]
     draws: Tensor | None = None
+
+    def __getitem__(self, kind: str) -> Tensor:
+        return self.kinds[kind]
+
+    @property
+    def images(self) -> int:
+        """The number of images, B."""
+        return next(iter(self.kinds.values())).shape[1]
 
     def micro_batches(self, count: int) -> list["Views"]:
         """Split the images of finished views into `count` equal parts, without copying.
@@ -37,60 +43,61 @@ class Views(NamedTuple):
             ValueError: `count` does not divide the number of images.
         """
         assert self.draws is None
-        images = len(self.target)
-        if images % count:
-            raise ValueError(f"{images} images do not split into {count} equal micro-batches")
-        parts = zip(
-            self.target.chunk(count),
-            self.random.chunk(count, dim=1),
-            self.focal.chunk(count, dim=1),
-            strict=True,
-        )
-        return [Views(*part) for part in parts]
+        if self.images % count:
+            raise ValueError(f"{self.images} images do not split into {count} equal micro-batches")
+        chunks = [views.chunk(count, dim=1) for views in self.kinds.values()]
+        return [
+            Views(dict(zip(self.kinds, part, strict=True))) for part in zip(*chunks, strict=True)
+        ]
 
     def each(self, function: Callable[[Tensor], Tensor]) -> "Views":
-        """The same done with every tensor."""
-        return Views(*(function(kind) for kind in self if kind is not None))
+        """Apply a function to every tensor."""
+        kinds = {name: function(views) for name, views in self.kinds.items()}
+        return Views(kinds, None if self.draws is None else function(self.draws))
+
+    def tensors(self) -> list[Tensor]:
+        """List all tensors."""
+        return [*self.kinds.values(), *([] if self.draws is None else [self.draws])]
 
     def samples(self) -> list[SampleViews]:
-        """The views of each image as arrays that share memory with this batch on the host."""
-        target, random, focal = (kind.numpy() for kind in (self.target, self.random, self.focal))
+        """Give the views of each image as arrays that share memory with this batch on the host."""
+        kinds = {name: views.numpy() for name, views in self.kinds.items()}
         draws = None if self.draws is None else self.draws.numpy()
         return [
             SampleViews(
-                target[i], random[:, i], focal[:, i], None if draws is None else draws[:, i]
+                {name: views[:, i] for name, views in kinds.items()},
+                None if draws is None else draws[:, i],
             )
-            for i in range(len(target))
+            for i in range(self.images)
         ]
 
-    def normalised(self, mean: Tensor, std: Tensor) -> "Views":
-        """uint8 views to normalised float views, finished on the device of `mean` and `std`."""
+    def normalized(self, mean: Tensor, std: Tensor) -> "Views":
+        """Turn uint8 views into normalized floats, finished on the device of `mean` and `std`."""
         if self.draws is None:
-            kinds = (self.target, self.random, self.focal)
-            return Views(*(normalise(kind, mean, std) for kind in kinds))
-        device, random = mean.device, 1 + len(self.random)
-        large = torch.cat(
-            (self.target.to(device, non_blocking=True)[None],
-             self.random.to(device, non_blocking=True))
-        )  # fmt: skip
-        large = _augmented(large, self.draws[:random], mean, std)
-        focal = self.focal.to(device, non_blocking=True)
-        return Views(large[0], large[1:], _augmented(focal, self.draws[random:], mean, std))
+            return self.each(lambda views: normalise(views, mean, std))
+        kinds: dict[str, Tensor] = {}
+        start = 0
+        # Neighbors of one size are augmented together: fewer kernels to launch.
+        for _, group in groupby(self.kinds.items(), lambda kind: kind[1].shape[-2]):
+            names, views = zip(*group, strict=True)
+            counts = [len(each) for each in views]
+            large = torch.cat([each.to(mean.device, non_blocking=True) for each in views])
+            draws = self.draws[start : start + len(large)]
+            kinds.update(zip(names, _augmented(large, draws, mean, std).split(counts), strict=True))
+            start += len(large)
+        return Views(kinds)
 
 
 def allocate(spec: ViewSpec, batch_size: int, channels: int, *lead: int) -> Views:
-    """Empty uint8 buffers for the views of so many images, behind any leading axes."""
-
-    def pixels(views: tuple[int, ...], size: int) -> Tensor:
-        return torch.empty(*lead, *views, batch_size, size, size, channels, dtype=torch.uint8)
-
-    views = 1 + spec.rand_views + spec.focal_views
-    return Views(
-        pixels((), spec.rand_size),
-        pixels((spec.rand_views,), spec.rand_size),
-        pixels((spec.focal_views,), spec.focal_size),
-        torch.empty(*lead, views, batch_size, COLUMNS) if spec.augment_on == "device" else None,
-    )
+    """Make empty uint8 buffers for the views of so many images, behind any leading axes."""
+    kinds = {
+        kind.name: torch.empty(
+            *lead, kind.count, batch_size, kind.size, kind.size, channels, dtype=torch.uint8
+        )
+        for kind in spec.kinds
+    }
+    draws = torch.empty(*lead, spec.count, batch_size, COLUMNS) if spec.on_device else None
+    return Views(kinds, draws)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -8,38 +8,55 @@ A.1). `msn.data.views` makes its pixels on the CPU; or it does the crop only, an
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from msn.config.sections.data import Augmentation
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop
 CROP_TRIES = 10
 BLUR_RADIUS = (0.1, 2.0)  # pixels of the view
 _LOG_ASPECT = (math.log(ASPECT[0]), math.log(ASPECT[1]))
 
-AugmentOn = Literal["cpu", "device"]
+
+@dataclass(frozen=True)
+class ViewKind:
+    """Describe views of one kind: so many square crops of each image.
+
+    Attributes:
+        name: what the method knows them by.
+        count: views of this kind per image.
+        size: side in pixels.
+        scale: smallest and largest area of a crop, as shares of the image.
+    """
+
+    name: str
+    count: int
+    size: int
+    scale: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """Which views an image gives. Sizes in pixels, crop scales as shares of the image's area.
+    """Describe all views of an image, in the order in which they are drawn.
 
-    `flip`, `color_jitter`, `grayscale` and `blur` are probabilities: 0 switches one off.
-    With `augment_on` "device" views are cropped and resized only, and their draws go with them.
+    With `augmentation.augment_on` "device" views are cropped and resized only, and their draws go
+    with them.
     """
 
-    rand_size: int = 224
-    focal_size: int = 96
-    rand_views: int = 1
-    focal_views: int = 10
-    rand_crop_scale: tuple[float, float] = (0.3, 1.0)
-    focal_crop_scale: tuple[float, float] = (0.05, 0.3)
-    flip: float = 0.5
-    color_jitter: float = 0.8
-    color_jitter_strength: float = 0.5
-    grayscale: float = 0.2
-    blur: float = 0.5
-    augment_on: AugmentOn = "cpu"
+    kinds: tuple[ViewKind, ...]
+    augmentation: Augmentation
+
+    @property
+    def count(self) -> int:
+        """The number of views of an image."""
+        return sum(kind.count for kind in self.kinds)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the device does all but the crops."""
+        return self.augmentation.augment_on == "device"
 
 
 class Box(NamedTuple):
@@ -101,7 +118,7 @@ def draw_view(
     height: int,
     width: int,
     scale: tuple[float, float],
-    spec: ViewSpec,
+    spec: Augmentation,
 ) -> Draw:
     """Decide one view of an image of (height, width) pixels; always takes the same many numbers."""
     # Each decision has its own place among the numbers: one switched off moves no other.

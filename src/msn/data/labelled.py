@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msn.data.draws import ViewSpec
+from msn.config.sections.data import Augmentation
+from msn.data.draws import ViewKind, ViewSpec
 from msn.data.image import ArrayImage, BadImage, Image
 from msn.data.order import samples_of_step
 from msn.data.sources import Source
@@ -66,19 +67,14 @@ class RandomCrop:
 
     def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
         view = np.empty((self.size, self.size, image.shape[2]), dtype=np.uint8)
-        out = SampleViews(view, random=view[None][:0], focal=view[None][:0])
+        out = SampleViews({"image": view[None]})
         make_views(image, self._spec, seed=self.seed, epoch=epoch, sample=index, out=out)
         return view
 
     @cached_property
     def _spec(self) -> ViewSpec:
-        return ViewSpec(
-            rand_crop_scale=self.scale,
-            flip=self.flip,
-            color_jitter=0.0,
-            grayscale=0.0,
-            blur=0.0,
-        )
+        only_flip = Augmentation(flip=self.flip, color_jitter=0.0, grayscale=0.0, blur=0.0)
+        return ViewSpec((ViewKind("image", 1, self.size, self.scale),), only_flip)
 
 
 @dataclass(frozen=True)

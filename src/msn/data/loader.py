@@ -15,7 +15,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch.utils.data import Dataset
 
 from msn.data.batch import Views, allocate
@@ -198,7 +197,7 @@ class _Batches(Dataset[_Filled | UserError]):
 
 
 def _deliver(batches: _Batches, steps: range, num_workers: int) -> Iterator[Batch]:
-    free = deque(range(len(batches.ring.target)))
+    free = deque(range(len(batches.ring.tensors()[0])))
     # A batch never goes into a full buffer.
     places = ((step, free.popleft()) for step in steps)
     for filled in made_by_workers(batches, places, num_workers):
@@ -210,8 +209,9 @@ def _allocate(slots: int, spec: ViewSpec, batch_size: int, channels: int, *, sha
     """Buffers for a number of batches: each kind of views with a leading axis of that length."""
     ring = allocate(spec, batch_size, channels, slots)
     if shared:
-        _require_shared_memory(sum(kind.nbytes for kind in ring if kind is not None))
-        ring.each(torch.Tensor.share_memory_)
+        _require_shared_memory(sum(views.nbytes for views in ring.tensors()))
+        for views in ring.tensors():
+            views.share_memory_()
     return ring
 
 

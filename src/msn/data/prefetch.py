@@ -1,6 +1,7 @@
 """Batches on their way to the device, one ahead of the step that uses them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -38,18 +39,19 @@ def on_device(
 def _copied(views: Views, device: torch.device, *, pin_memory: bool) -> Views:
     # A pinned copy is made when `pin_memory` returns: the loader may then fill its buffer again.
     # torch keeps that memory from being used again until the device has read it.
-    pixels = views._replace(draws=None)
+    pixels = replace(views, draws=None)
     if pin_memory:
         copies = pixels.each(lambda kind: kind.pin_memory().to(device, non_blocking=True))
     else:
         copies = pixels.each(lambda kind: kind.to(device))
-    return copies._replace(draws=None if views.draws is None else views.draws.clone())
+    return replace(copies, draws=None if views.draws is None else views.draws.clone())
 
 
 def _usable(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """The batch, after its copy for the stream that computes with it."""
-    computing = torch.cuda.current_stream(batch.views.target.device)
+    kinds = batch.views.kinds.values()
+    computing = torch.cuda.current_stream(next(iter(kinds)).device)
     computing.wait_event(copied)
-    for kind in batch.views[:3]:
-        kind.record_stream(computing)  # its memory is not reused before that stream is done
+    for views in kinds:
+        views.record_stream(computing)  # its memory is not reused before that stream is done
     return batch

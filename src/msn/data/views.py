@@ -1,4 +1,4 @@
-"""One image to its views: a target, random and focal crops, augmented as in MSN (paper, A.1).
+"""One image to its views: random crops of several kinds, augmented as in MSN (paper, A.1).
 
 What a view looks like is decided in `msn.data.draws`; `render` makes its pixels. Images and views
 are uint8 (H, W, C).
@@ -7,9 +7,9 @@ The pixel operations follow those of torchvision on PIL images, several times fa
 state how close they come. Each takes and returns uint8 (H, W, C), or (H, W) for grey images.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,36 +27,39 @@ _NEGLIGIBLE = 2**-10  # weight in a kernel: a quarter of a grey level
 MOST_CHANNELS = 128  # of one call of OpenCV
 
 
-class SampleViews(NamedTuple):
-    """The views of one image, uint8: target (H, W, C), random (R, H, W, C), focal (F, h, w, C).
+@dataclass(frozen=True)
+class SampleViews:
+    """The views of one image: by kind, uint8 (count, S, S, C).
 
-    With `ViewSpec.augment_on` "device" also their packed draws, float32 (1 + R + F, COLUMNS).
+    Where the device augments, also their packed draws, float32 (views, COLUMNS).
     """
 
-    target: np.ndarray
-    random: np.ndarray
-    focal: np.ndarray
+    kinds: Mapping[str, np.ndarray]
     draws: np.ndarray | None = None
+
+    def __getitem__(self, kind: str) -> np.ndarray:
+        return self.kinds[kind]
 
 
 def make_views(
     image: Image, spec: ViewSpec, *, seed: int, epoch: int, sample: int, out: SampleViews
 ) -> None:
-    """Write all views of one image into `out`.
+    """Write all views of one image into `out`, which has the kinds of `spec` in its order.
 
-    View 0 is the target, 1..R are the random and R+1..R+F the focal ones; the draws of a view
-    depend on nothing but (seed, epoch, sample, view): each view takes as many numbers from the
-    sample's generator as any other.
+    The draws of a view depend on nothing but (seed, epoch, sample, place of the view): each view
+    takes as many numbers from the sample's generator as any other.
 
     Raises:
         BadImage: it cannot be decoded.
     """
     height, width, _ = image.shape
     generator = keyed.generator(seed, keyed.Stream.VIEW, epoch, sample)
-    views = [out.target, *out.random, *out.focal]
-    scales = [spec.rand_crop_scale] * (1 + len(out.random))
-    scales += [spec.focal_crop_scale] * len(out.focal)
-    draws = [draw_view(generator, height, width, scale, spec) for scale in scales]
+    views = [view for kind in out.kinds.values() for view in kind]
+    draws = [
+        draw_view(generator, height, width, kind.scale, spec.augmentation)
+        for kind in spec.kinds
+        for _ in range(kind.count)
+    ]
     reduction = max_reduction([draw.box for draw in draws], [len(view) for view in views])
     pixels = _plane(image.pixels(reduction))
     boxes = [draw.box for draw in draws]

@@ -8,14 +8,15 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from msn.data.batch import Views
 from msn.data.normalisation import Normalisation
 from msn.interop.weights import Weights, weights_from
-from msn.methods.msn.losses import log_prior
-from msn.methods.msn.model import MSN
+from msn.methods.msn.build import draw_prototypes
+from msn.methods.msn.losses import LossSettings, log_prior
+from msn.methods.msn.model import MSN, views_of
 from msn.methods.schedules import linear
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.models.head import projection_head
+from msn.models.masking import Masking
 
 
 class PreTrainingOutput(NamedTuple):
@@ -105,16 +106,12 @@ class MSNForPreTraining(
                 drop_path_rate=drop_path_rate,
                 head=projection_head(embed_dim, hidden_dim, out_dim, batch_norm=True),
             ),
-            num_prototypes=num_prototypes,
-            out_dim=out_dim,
-            temperature=temperature,
+            draw_prototypes(num_prototypes, out_dim),
+            log_prior(num_prototypes),
+            loss=LossSettings(temperature, sinkhorn_iterations, memax_weight),
+            masking=Masking(patch_drop, seed=seed),
             sharpening=lambda step: sharpening,
             momentum=partial(linear, total=total_steps, start=momentum[0], final=momentum[1]),
-            log_prior=log_prior(num_prototypes),
-            sinkhorn_iterations=sinkhorn_iterations,
-            memax_weight=memax_weight,
-            patch_drop=patch_drop,
-            seed=seed,
         )
         # In the state dict as a tensor; read as a number, which asks no device to wait.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
@@ -133,13 +130,14 @@ class MSNForPreTraining(
         """
         if focal is None:
             focal = random[:, :0]
-        views = Views(target, random.transpose(0, 1), focal.transpose(0, 1))
+        views = views_of(target, random.transpose(0, 1), focal.transpose(0, 1))
         output = self.msn(views, step=self._step)
+        losses, target_features = output.details
         return PreTrainingOutput(
-            output.total,
-            output.losses.cross_entropy.detach(),
-            output.losses.regulariser.detach(),
-            output.target_features,
+            output.loss,
+            losses.cross_entropy.detach(),
+            losses.regulariser.detach(),
+            target_features,
         )
 
     @torch.no_grad()

@@ -1,1 +1,14 @@
-"""The methods of pre-training."""
+"""The methods of pre-training, a module or folder each; `base` says what a method is."""
+
+from importlib import import_module
+
+from msn.config.load import Config
+from msn.methods.base import Cost, Fact, Method, Output
+
+__all__ = ["Cost", "Fact", "Method", "Output", "method_of"]
+
+
+def method_of(config: Config) -> type[Method]:
+    """Find the method that `meta.method` names: `METHOD` of the module of that name here."""
+    method: type[Method] = import_module(f"msn.methods.{config.meta.method}").METHOD
+    return method

@@ -6,6 +6,10 @@ their final values are never reached.
 """
 
 import math
+from collections.abc import Callable
+
+Schedule = Callable[[float], float]
+"""A value by step."""
 
 
 def _progress(step: float, total: float) -> float:

@@ -4,6 +4,7 @@ The class token is never among the patches, so it is always kept.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,22 @@ import torch
 from torch import Tensor
 
 MaskScope = Literal["batch", "global", "image"]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How masked views lose patches.
+
+    Attributes:
+        drop: share of patches that is dropped.
+        scope: one mask for each process's batch (official), for the batch of all processes, or for
+            each image.
+        seed: seed of the masks.
+    """
+
+    drop: float = 0.0
+    scope: MaskScope = "batch"
+    seed: int = 0
 
 
 def kept_patches(num_patches: int, patch_drop: float) -> int:

@@ -1,8 +1,8 @@
 """Checkpoints: file names, atomic writing, and reading that never runs code.
 
-One file holds one dict with the official keys (`encoder`, `target_encoder`, `prototypes`, `opt`,
-`epoch`, `batch_size`, `world_size`, `lr`, `temperature`, `loss`) and `step`, `config`, `version`,
-`mean` and `std` that the images were normalised with, and the `digest` of all tensors.
+One file holds one dict: the weights of the method under its keys, the official `opt`, `epoch`,
+`batch_size`, `world_size`, `lr` and `loss`, and `step`, `config`, `version`, `mean` and `std` that
+the images were normalised with, and the `digest` of all tensors.
 `epoch` counts finished epochs, `step` finished optimiser steps; all that a run draws is keyed by
 its step, so nothing else is needed to go on exactly.
 """
@@ -248,6 +248,27 @@ def load_weights(
         if problem:
             raise unusable(path, key, f"{name} {problem}")
     module.load_state_dict({name: sharding.shared_out(weights[name], own[name]) for name in own})
+
+
+def require_fit(value: Any, own: Tensor, path: Path, key: str) -> None:
+    """Refuse what cannot be loaded into the model's own tensor; None passes.
+
+    Raises:
+        UserError: it is of another shape, or no finite tensor of the type.
+    """
+    if isinstance(value, Tensor) and value.shape != own.shape:
+        shapes = f"the file has {tuple(value.shape)}, the model {tuple(own.shape)}"
+        raise mismatch(path, key, [shapes])
+    problem = value is not None and integrity.unfit(value, own.shape, own.dtype, finite=True)
+    if problem:
+        raise unusable(path, key, problem)
+
+
+@torch.no_grad()
+def load_tensor(tensor: Tensor | None, own: Tensor) -> None:
+    """Copy a whole tensor into the model's own, held as it is; None leaves it alone."""
+    if tensor is not None:
+        own.copy_(sharding.shared_out(tensor, own))
 
 
 def state_dict(value: Any, where: str) -> dict[str, Tensor]:

@@ -16,17 +16,13 @@ from msn.config.sections.data import Data, Images
 from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source
 from msn.data.staging import stage
-from msn.methods.msn.model import MSN, Schedule
-from msn.methods.msn.prior import read_log_prior
-from msn.methods.schedules import cosine, linear, warmup_cosine
-from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
-from msn.models.head import projection_head
-from msn.runtime import checkpoint, collectives, sharding
+from msn.methods import Method, method_of
+from msn.methods.schedules import Schedule, cosine, warmup_cosine
+from msn.runtime import collectives, sharding
 from msn.runtime.devices import require_compiler
 from msn.runtime.errors import UserError
-from msn.runtime.integrity import unfit
 from msn.runtime.keyed import Stream, seed64
-from msn.train.optim import FiniteGuard, build_optimizer, parameter_groups
+from msn.train.optim import FiniteGuard, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,6 @@ class Schedules:
 
     learning_rate: Schedule
     weight_decay: Schedule
-    momentum: Schedule
-    sharpening: Schedule
 
 
 @dataclass(frozen=True)
@@ -84,14 +78,14 @@ class Parts:
         mean, std: (C,) of the images, on the device.
         device: where the model is.
         bf16: whether the encoders compute under bfloat16 autocast.
-        clip_grad: largest gradient norm of the anchor, None for no limit.
+        clip_grad: largest gradient norm of what the method clips, None for no limit.
         seed: of every draw.
         batch: how the images of a step are shared out.
         steps_per_epoch: whole batches in the training images.
         total_steps: length of the run.
     """
 
-    model: MSN
+    model: Method
     replica: nn.Module
     optimizer: torch.optim.Optimizer
     schedules: Schedules
@@ -108,40 +102,24 @@ class Parts:
     steps_per_epoch: int
     total_steps: int
 
+    def built_anew(self, config: Config) -> Method:
+        """Build the untrained method once more, on the CPU."""
+        return build_model(type(self.model), config, self.source.channels, self.steps_per_epoch)
+
     def replicated(self) -> "Parts":
         """The parts with the model replicated over all processes, unless it is shared out."""
         if sharding.is_sharded(self.model):
             return self
         return replace(self, replica=collectives.replicated(self.model))
 
-    def load_weights(self, found: checkpoint.Found) -> None:
-        """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
 
-        Weights from elsewhere have no projection head: the model keeps the one that was drawn.
-
-        Raises:
-            UserError: the weights are of another model.
-        """
-        path, state = found
-        key = "encoder" if "encoder" in state else "target_encoder"
-        prototypes = state.get("prototypes")
-        own = self.model.prototypes
-        if isinstance(prototypes, Tensor) and prototypes.shape != own.shape:
-            shapes = f"the file has {tuple(prototypes.shape)}, the model {tuple(own.shape)}"
-            raise checkpoint.mismatch(path, "prototypes", [shapes])
-        problem = prototypes is not None and unfit(prototypes, own.shape, own.dtype, finite=True)
-        if problem:
-            raise checkpoint.unusable(path, "prototypes", problem)
-        both = ((self.model.anchor, key), (self.model.target, "target_encoder"))
-        for module, name in both:
-            checkpoint.load_weights(module, state[name], path=path, key=name, optional="fc.")
-        if prototypes is not None:
-            with torch.no_grad():
-                own.copy_(sharding.shared_out(prototypes, own))
-
-
-def build_parts(config: Config, device: torch.device) -> Parts:
+def build_parts(config: Config, device: torch.device, method: type[Method] | None = None) -> Parts:
     """Build a run, checking first what is cheap to check.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        method: a method of one's own; None takes the one that `meta.method` names.
 
     Raises:
         UserError: a folder or file that the config names is missing or wrong.
@@ -150,26 +128,26 @@ def build_parts(config: Config, device: torch.device) -> Parts:
     source = open_images(data, "train")
     batch = share_out(config, collectives.world_size())
     steps = steps_per_epoch(batch, len(source))
-    schedules = build_schedules(config, steps)
-    model = build_model(config, schedules, source.channels)
+    model = build_model(method or method_of(config), config, source.channels, steps)
     if config.meta.shard:
-        sharding.shard(model, [model.anchor, model.target], device)
+        sharding.shard(model, model.encoders(), device)
     model.to(device)
     bf16 = use_bf16(config.meta.precision, device)
-    for encoder in (model.anchor, model.target):
+    for encoder in model.encoders():
         encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
         if config.meta.compile:
             require_compiler(device)
             encoder.compile_blocks()
-    model.anchor.recompute_activations(config.meta.checkpoint_activations)
+    for encoder in model.trained_encoders():
+        encoder.recompute_activations(config.meta.checkpoint_activations)
     return Parts(
         model=model,
         replica=model,
-        optimizer=build_optimizer(parameter_groups(model.anchor, model.prototypes)),
-        schedules=schedules,
+        optimizer=build_optimizer(model.parameter_groups()),
+        schedules=build_schedules(config, steps),
         guard=FiniteGuard(device),
         source=source,
-        views=view_spec(config),
+        views=model.view_spec(config),
         mean=torch.tensor(config.data.mean or source.mean, device=device),
         std=torch.tensor(config.data.std or source.std, device=device),
         device=device,
@@ -240,93 +218,32 @@ def open_images(data: Images, split: str) -> Source:
     )
 
 
-def view_spec(config: Config) -> ViewSpec:
-    """How the `data` section wants views to be made."""
-    data = config.data
-    return ViewSpec(
-        rand_size=data.rand_size,
-        focal_size=data.focal_size,
-        rand_views=data.rand_views,
-        focal_views=data.focal_views,
-        rand_crop_scale=data.rand_crop_scale,
-        focal_crop_scale=data.focal_crop_scale,
-        flip=data.flip,
-        color_jitter=data.color_jitter,
-        color_jitter_strength=data.color_jitter_strength,
-        grayscale=data.grayscale,
-        blur=data.blur,
-        augment_on=data.augment_on,
-    )
-
-
 def build_schedules(config: Config, steps_per_epoch: int) -> Schedules:
-    """The official schedules: horizons of `schedule_stretch` times the run.
-
-    Learning rate and weight decay count whole steps, momentum and sharpening do not round.
-    """
-    opt, criterion = config.optimization, config.criterion
-    horizon = opt.schedule_stretch * opt.epochs * steps_per_epoch
+    """Give the official schedules of the optimizer, over a horizon of whole steps."""
+    opt = config.optimization
+    horizon = int(opt.horizon(steps_per_epoch))
     return Schedules(
         learning_rate=partial(
             warmup_cosine,
             warmup=int(opt.warmup * steps_per_epoch),
-            total=int(horizon),
+            total=horizon,
             start=opt.start_lr,
             peak=opt.lr,
             final=opt.final_lr,
         ),
         weight_decay=partial(
-            cosine, total=int(horizon), start=opt.weight_decay, final=opt.final_weight_decay
-        ),
-        momentum=partial(linear, total=horizon, start=opt.ema[0], final=opt.ema[1]),
-        sharpening=partial(
-            linear, total=horizon, start=criterion.start_sharpen, final=criterion.final_sharpen
+            cosine, total=horizon, start=opt.weight_decay, final=opt.final_weight_decay
         ),
     )
 
 
-def build_anchor(config: Config, channels: int) -> VisionTransformer:
-    """The encoder of the `meta` section with its head, drawn from the run's seed."""
-    meta = config.meta
-    if meta.encoder:
-        size = EncoderSize(**meta.encoder.model_dump())
-    else:
-        assert meta.model_name
-        size = ENCODERS[meta.model_name]
-    return build_encoder(
-        size,
-        image_size=config.data.rand_size,
-        in_chans=channels,
-        drop_path_rate=meta.drop_path_rate,
-        head=projection_head(
-            size.embed_dim, meta.hidden_dim, meta.output_dim, batch_norm=meta.use_bn
-        ),
-    )
-
-
-def build_model(config: Config, schedules: Schedules, channels: int) -> MSN:
-    """MSN as the config describes it, on the CPU; the same weights for the same seed."""
-    criterion, data = config.criterion, config.data
+def build_model(
+    method: type[Method], config: Config, channels: int, steps_per_epoch: int
+) -> Method:
+    """Build the method on the CPU; the same weights for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(config.meta.seed, Stream.INIT))
-        return MSN(
-            build_anchor(config, channels),
-            num_prototypes=criterion.num_proto,
-            out_dim=config.meta.output_dim,
-            temperature=criterion.temperature,
-            sharpening=schedules.sharpening,
-            momentum=schedules.momentum,
-            log_prior=read_log_prior(criterion.prior, criterion.num_proto),
-            sinkhorn_iterations=criterion.sinkhorn_iterations if criterion.use_sinkhorn else 0,
-            memax_weight=criterion.memax_weight if criterion.me_max else 0.0,
-            ent_weight=criterion.ent_weight if criterion.use_ent else 0.0,
-            label_smoothing=data.label_smoothing,
-            patch_drop=data.patch_drop,
-            mask_scope=data.mask_scope,
-            freeze_prototypes=criterion.freeze_proto,
-            accumulate=config.optimization.accumulate,
-            seed=config.meta.seed,
-        )
+        return method.build(config, channels, steps_per_epoch)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -1,33 +1,12 @@
-"""AdamW with MSN's parameter groups, and the hyperparameters of a step."""
+"""The optimizers, and the hyperparameters of a step."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter from step to step."""
-
-
-def parameter_groups(encoder: nn.Module, prototypes: nn.Parameter) -> list[dict[str, Any]]:
-    """Each trainable parameter in exactly one group, as in the official code.
-
-    Group 0 is decayed: weights of two or more dimensions, so also `pos_embed` and `cls_token`.
-    Group 1 is not: biases, 1-D parameters and whatever has "bn" in its name. The prototypes, if
-    they are trained, are group 2: not decayed.
-    """
-    decayed: list[nn.Parameter] = []
-    excluded: list[nn.Parameter] = []
-    for name, parameter in encoder.named_parameters():
-        small = parameter.ndim == 1 or "bias" in name or "bn" in name
-        (excluded if small else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "decayed": True},
-        {"params": excluded, "decayed": False, "weight_decay": 0.0},
-    ]
-    if prototypes.requires_grad:
-        groups.append({"params": [prototypes], "decayed": False, "weight_decay": 0.0})
-    return groups
 
 
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:

@@ -1,7 +1,6 @@
 """The training run: its parts built from a config, one training step, and the loop.
 
-The loop knows no method. It drives a model with `forward(views, step)`, `after_step(step)`,
-`metrics(output)` and `state()`; MSN is the first such model (`msn.methods.msn.model`).
+The loop knows no method: `msn.methods.base` says what it asks of one.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from msn.data.bad_images import BadImages, bad_images_path
 from msn.data.batch import Views
 from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
 from msn.data.prefetch import on_device
-from msn.methods.msn.model import MSNOutput
+from msn.methods import Method, Output
 from msn.runtime import checkpoint, collectives
 from msn.runtime.collectives import Ballot, agreed, of_rank_0
 from msn.runtime.distributed import job_name
@@ -30,16 +29,16 @@ from msn.runtime.sharding import full
 from msn.runtime.signals import stop_on_signal
 from msn.train.build import Parts, build_parts
 from msn.train.optim import set_hyperparameters, step_unless
-from msn.train.probe import Probe, is_due, whole_target
+from msn.train.probe import Probe, is_due, whole_encoder
 from msn.train.resuming import resume
-from msn.train.runlog import RunLog, StepTimer
+from msn.train.runlog import COLUMNS, RunLog, StepTimer
 from msn.train.saving import Saver
 
 
 class StepResult(NamedTuple):
     """What one training step leaves behind for the run log."""
 
-    output: MSNOutput
+    output: Output
     loss: Tensor
     grad_norm: Tensor
 
@@ -48,8 +47,8 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     """One optimiser step on one batch of normalised views.
 
     Order as in the official code: losses at `step`, hyperparameters of the schedule's next step,
-    backward, clip the encoder, AdamW, moving average. A step that is not finite, and all after it,
-    leave anchor, prototypes and optimiser as they were.
+    backward, clip, AdamW, what the method does after a step. A step that is not finite, and all
+    after it, leave weights and optimiser as they were.
     """
     model, optimizer, schedules = parts.model, parts.optimizer, parts.schedules
     # Stochastic depth draws from the global generators: key them, so that a resumed run agrees.
@@ -63,22 +62,27 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
         weight_decay=schedules.weight_decay(step + 1),
     )
     with record_function("backward"):
-        output.total.backward()
+        output.loss.backward()
     limit = parts.clip_grad if parts.clip_grad is not None else torch.inf
     with record_function("gradient norm"):
-        grad_norm = full(torch.nn.utils.clip_grad_norm_(model.anchor.parameters(), limit))
-    loss = collectives.mean(output.total.detach())
+        grad_norm = full(torch.nn.utils.clip_grad_norm_(model.clipped(), limit))
+    loss = collectives.mean(output.loss.detach())
     with record_function("optimiser"):
         step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
-    with record_function("moving average"):
+    with record_function("after the step"):
         model.after_step(step)
     return StepResult(output, loss, grad_norm)
 
 
-def pretrain(config: Config, device: torch.device) -> None:
+def pretrain(config: Config, device: torch.device, method: type[Method] | None = None) -> None:
     """Run the experiment of a config to its end, or on from where it was interrupted.
 
     One process of several does its share; rank 0 alone writes and speaks.
+
+    Args:
+        config: of the run.
+        device: of this process.
+        method: a method of one's own; None takes the one that `meta.method` names.
 
     Raises:
         UserError: something that was asked for cannot be done; nothing is overwritten.
@@ -89,7 +93,7 @@ def pretrain(config: Config, device: torch.device) -> None:
     folder, tag = Path(config.logging.folder), config.logging.write_tag
     chief = collectives.rank() == 0
     with agreed():
-        parts = build_parts(config, device)
+        parts = build_parts(config, device, method)
     with contextlib.ExitStack() as held:
         owner = ""
         with agreed():
@@ -120,6 +124,8 @@ def run(config: Config, parts: Parts, probe: Probe | None, start: int) -> None:
     with RunLog(
         folder,
         tag,
+        columns=log_columns(parts.model),
+        shown=parts.model.SHOWN,
         rank=rank,
         start_step=start,
         total_steps=parts.total_steps,
@@ -139,9 +145,9 @@ def run(config: Config, parts: Parts, probe: Probe | None, start: int) -> None:
             f" weights in {checkpoint.latest_path(folder, tag)}"
         )
     if config.logging.probe and config.logging.probe.report:
-        target = whole_target(config, parts)
+        encoder = whole_encoder(config, parts)
         if probe:
-            probe.report(target, folder, tag)
+            probe.report(encoder, folder, tag)
 
 
 def train(
@@ -160,7 +166,7 @@ def train(
         for step, (views, bad) in enumerate(batches(config, parts, start), start):
             timer.data_ready()
             bad_images.record(step, bad)
-            result = train_step(parts, views.normalised(parts.mean, parts.std), step)
+            result = train_step(parts, views.normalized(parts.mean, parts.std), step)
             timer.step_done(parts.batch.total)
 
             done, stopping = step + 1, ballot.vote(stop.number)
@@ -176,9 +182,9 @@ def train(
             with timer.aside():
                 # The save comes last: what it says is done has been logged.
                 if epochs_done and is_due(config, epochs_done):
-                    target = whole_target(config, parts)
+                    encoder = whole_encoder(config, parts)
                     if probe:
-                        log.probe(step, epochs_done, probe.top1(target))
+                        log.probe(step, epochs_done, probe.top1(encoder))
                 if saves:
                     saver.save(float(result.loss), done)
                 saver.retry()
@@ -210,6 +216,11 @@ def batches(config: Config, parts: Parts, start: int) -> Iterator[Batch]:
     return on_device(loaded, parts.device, pin_memory=config.data.pin_mem)
 
 
+def log_columns(method: Method) -> tuple[str, ...]:
+    """List the columns of the table of steps: the loop's, and those of the method."""
+    return method.COLUMNS or (*COLUMNS, *method.hyperparameters(0), *method.METRICS)
+
+
 def log_step(
     config: Config,
     parts: Parts,
@@ -233,7 +244,7 @@ def log_step(
             "step": step,
             "lr": parts.schedules.learning_rate(step + 1),
             "wd": parts.schedules.weight_decay(step + 1),
-            "momentum": parts.schedules.momentum(step),
+            **parts.model.hyperparameters(step),
             "grad_norm": metrics.pop("grad_norm"),
             "images_per_s": images_per_s,
             "data_wait": data_wait,
@@ -243,7 +254,7 @@ def log_step(
     )
     # Once an epoch, and not while an untrained encoder still looks collapsed.
     if iteration == 0 and epoch >= max(1, config.optimization.warmup):
-        warning = parts.model.verdict(metrics, images=parts.batch.total)
+        warning = parts.model.warning(metrics, parts.batch.total)
         if warning:
             log.say(f"warning: {warning}")
 
@@ -262,7 +273,5 @@ def require_finite(config: Config, parts: Parts, result: StepResult) -> None:
     kept = f"{latest} is the last good checkpoint" if latest.exists() else "nothing was saved yet"
     raise RunError(
         f"step {step} (epoch {step // parts.steps_per_epoch + 1}): {what} is not finite; the"
-        " likely cause is a learning rate too high for this model or a patch_drop too low for a"
-        " large one: lower optimization.lr, lengthen optimization.warmup, raise data.patch_drop,"
-        f" or set meta.precision: fp32; {kept}"
+        f" likely cause is {parts.model.REMEDY}; {kept}"
     )

@@ -1,4 +1,4 @@
-"""What the target encoder is worth to a labelled set, during training and at its end."""
+"""What the encoder is worth to a labelled set, during training and at its end."""
 
 from dataclasses import replace
 from functools import partial
@@ -18,13 +18,13 @@ from msn.models.encoder import VisionTransformer
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
 from msn.runtime.sharding import is_sharded, whole
-from msn.train.build import Parts, build_anchor, build_model
+from msn.train.build import Parts
 from msn.train.runlog import csv_path
 from msn.visualize.report import Representation, write_report
 
 
 class Probe:
-    """k-NN from the train to the val split of a labelled set, on frozen target features.
+    """k-NN from the train to the val split of a labelled set, on frozen features.
 
     The features are class tokens before the final norm, as in MSN's evaluations.
 
@@ -65,9 +65,9 @@ class Probe:
                 " labelled training images; lower it"
             )
 
-    def top1(self, target: VisionTransformer) -> float:
-        """k-NN accuracy of the target encoder, in percent."""
-        train, val = self._features(target)
+    def top1(self, encoder: VisionTransformer) -> float:
+        """k-NN accuracy of the encoder, in percent."""
+        train, val = self._features(encoder)
         settings = self.settings
         result = knn(
             train.to(self.parts.device),
@@ -79,15 +79,14 @@ class Probe:
         )
         return result.top1
 
-    def report(self, target: VisionTransformer, folder: Path, tag: str) -> None:
+    def report(self, encoder: VisionTransformer, folder: Path, tag: str) -> None:
         """Print the table of raw pixels, untrained and trained encoder; write JSON and PNG."""
-        model = build_model(self.config, self.parts.schedules, self.parts.source.channels)
-        untrained = model.target.to(self.parts.device)
+        untrained = self.parts.built_anew(self.config).encoder.to(self.parts.device)
         small = self._images(min(self.config.data.rand_size, PIXELS))
         representations = [
             Representation("raw pixels", *(raw_pixels(split.images) for split in small)),
             Representation("untrained encoder", *self._features(untrained)),
-            Representation("trained encoder", *self._features(target)),
+            Representation("trained encoder", *self._features(encoder)),
         ]
         print(
             write_report(
@@ -153,17 +152,17 @@ def is_due(config: Config, epoch: int) -> bool:
     return epoch == config.optimization.epochs or bool(every and epoch % every == 0)
 
 
-def whole_target(config: Config, parts: Parts) -> VisionTransformer:
-    """The target encoder, for rank 0 to use alone; a copy, if its weights are shared out.
+def whole_encoder(config: Config, parts: Parts) -> VisionTransformer:
+    """Give the evaluated encoder for rank 0 to use alone; a copy, if its weights are sharded.
 
     All processes call this; those that share with rank 0 get an encoder without data.
     """
-    target = parts.model.target
-    if not is_sharded(target):
-        return target
-    weights = whole(target.state_dict())
+    encoder = parts.model.encoder
+    if not is_sharded(encoder):
+        return encoder
+    weights = whole(encoder.state_dict())
     with torch.device("meta"):
-        copy = build_anchor(config, parts.source.channels)
+        copy = parts.built_anew(config).encoder
     if collectives.rank() == 0:
         copy.load_state_dict(weights, assign=True)
         copy.to(parts.device)

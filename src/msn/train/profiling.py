@@ -4,6 +4,7 @@ Builds the run as training would, does some steps and stops. Nothing of the run 
 no checkpoint, no log, no lock.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +20,8 @@ from msn.train.build import Parts, build_parts
 from msn.train.pretrain import batches, train_step
 
 # Labels of `record_function` in the step, in its order; they cost microseconds without a profiler.
-PARTS = (
-    *("data wait", "views to device", "anchor forward", "target forward", "loss"),
-    *("backward", "gradient norm", "optimiser", "moving average"),
-)
+BEFORE = ("data wait", "views to device")
+AFTER = ("backward", "gradient norm", "optimiser", "after the step")
 STEPS = "steps"
 WARM_UP = 3  # steps before those that count: first allocations, first batches, compilation
 
@@ -47,7 +46,8 @@ def profile_steps(config: Config, device: torch.device, steps: int) -> None:
     folder = Path(config.logging.folder)
     checkpoint.prepare_folder(folder)
     trace = checkpoint.trace_path(folder, config.logging.write_tag)
-    print(breakdown(list(profiler.events() or ()), steps, parts.batch.total, device))
+    phases = (*BEFORE, *parts.model.PHASES, *AFTER)
+    print(breakdown(list(profiler.events() or ()), phases, steps, parts.batch.total))
     with replacing(trace) as path:
         profiler.export_chrome_trace(str(path))
     print("a trace for https://ui.perfetto.dev is all that was written")
@@ -61,7 +61,7 @@ def recorded(config: Config, parts: Parts, steps: int) -> profile:
         with record_function("data wait"):
             views, _ = next(loaded)
         with record_function("views to device"):
-            views = views.normalised(parts.mean, parts.std)
+            views = views.normalized(parts.mean, parts.std)
         train_step(parts, views, step)
 
     for step in range(WARM_UP):
@@ -76,7 +76,7 @@ def recorded(config: Config, parts: Parts, steps: int) -> profile:
     return profiler
 
 
-def breakdown(events: list[FunctionEvent], steps: int, images: int, device: torch.device) -> str:
+def breakdown(events: list[FunctionEvent], phases: Sequence[str], steps: int, images: int) -> str:
     """A table of the labelled parts of a step, in milliseconds and as shares.
 
     On a GPU a second pair of columns tells how long its kernels ran: those that were launched while
@@ -86,18 +86,18 @@ def breakdown(events: list[FunctionEvent], steps: int, images: int, device: torc
     total = whole.time_range.elapsed_us()
     host = {
         part: sum(event.time_range.elapsed_us() for event in events if event.name == part)
-        for part in PARTS
+        for part in phases
     }
     columns = {"host ms": host}
-    if device.type == "cuda":
-        columns["device ms"] = device_time(events)
+    if any(event.kernels for event in events):
+        columns["device ms"] = device_time(events, phases)
     per_step = total / steps
     lines = [
         f"{steps} steps of {images} images, {per_step / 1000:.1f} ms each,"
         f" {images / per_step * 1e6:.1f} images/s (profiled, so a little slower than a run)",
         f"{'':18}" + "".join(f"{name:>12}{'%':>7}" for name in columns),
     ]
-    for part in PARTS:
+    for part in phases:
         cells = (
             f"{times[part] / steps / 1000:12.2f}{100 * times[part] / total:7.1f}"
             for times in columns.values()
@@ -108,10 +108,10 @@ def breakdown(events: list[FunctionEvent], steps: int, images: int, device: torc
     return "\n".join(lines)
 
 
-def device_time(events: list[FunctionEvent]) -> dict[str, float]:
+def device_time(events: list[FunctionEvent], phases: Sequence[str]) -> dict[str, float]:
     """Microseconds that kernels ran, by the part during which they were launched."""
-    spans = [event for event in events if event.name in PARTS]
-    times = dict.fromkeys(PARTS, 0.0)
+    spans = [event for event in events if event.name in phases]
+    times = dict.fromkeys(phases, 0.0)
     for event in events:
         if not event.kernels:
             continue

@@ -52,10 +52,10 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
     """
     path, state = found
     if "opt" not in state or str(path) == config.meta.init_from:
-        parts.load_weights(found)
+        parts.model.load_weights(found)
         say(f"warm start from {path}: weights loaded, optimiser and schedules fresh")
         return 0
-    for key in ("encoder", "prototypes", "step", "steps_per_epoch", "config"):
+    for key in (*parts.model.CHECKPOINT, "step", "steps_per_epoch", "config"):
         if key not in state:
             raise UserError(
                 f"{path}: has optimiser state but no '{key}', so it cannot be continued exactly;"
@@ -63,7 +63,7 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
             )
     done = steps_done(config, parts, found)
     changed = resumable.config_changes(found, config)
-    parts.load_weights(found)
+    parts.model.load_weights(found)
     moments = resumable.moments(found, parts.optimizer, ADAM_MOMENTS)
     parts.optimizer.load_state_dict(moments)
     set_hyperparameters(

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -13,12 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing, writing
 
-# The columns of the official code come first; then the step, by which a resume cuts the file.
 COLUMNS = (
-    *("epoch", "itr", "msn", "me_max", "ent", "time (ms)", "step"),
-    *("loss", "grad_norm", "lr", "wd", "momentum", "np", "max_t", "images_per_s", "data_wait"),
-    *("proto_entropy", "feature_std", "rankme", "bad_images"),
+    *("epoch", "itr", "time (ms)", "step", "loss", "grad_norm", "lr", "wd"),
+    *("images_per_s", "data_wait", "bad_images"),
 )
+"""What the loop logs of any method; a resume cuts the file by the step."""
 PROBE_COLUMNS = ("epoch", "step", "top1")
 
 
@@ -41,6 +40,8 @@ class RunLog:
         folder: Path | str,
         tag: str,
         *,
+        columns: Sequence[str] = COLUMNS,
+        shown: Sequence[str] = (),
         rank: int = 0,
         start_step: int,
         total_steps: int,
@@ -52,6 +53,8 @@ class RunLog:
         Args:
             folder: made if missing.
             tag: how the file names begin.
+            columns: of the table of steps, among them those of `COLUMNS`.
+            shown: columns that a line on the terminal shows behind the loss.
             rank: of this process.
             start_step: the next step, counted from 0, equal to the number of finished steps.
             total_steps: of the whole run.
@@ -63,12 +66,13 @@ class RunLog:
         """
         folder = Path(folder)
         self._chief = rank == 0
+        self._columns, self._shown = tuple(columns), shown
         self._warned = False
         self._table: Table | None = None
         self._probes: Table | None = None
         self._board: _Board | None = None
         if self._chief:
-            self._table = Table(csv_path(folder, tag), COLUMNS, start_step)
+            self._table = Table(csv_path(folder, tag), self._columns, start_step)
             self._probes = Table(folder / f"{tag}-probe.csv", PROBE_COLUMNS, start_step)
             if tensorboard:
                 self._board = _Board(folder / f"{tag}-tensorboard", start_step)
@@ -82,13 +86,13 @@ class RunLog:
         """Record one step. Does nothing on ranks above 0.
 
         Args:
-            row: a value for each of `COLUMNS`: `epoch` counts from 1, `itr` (inside the epoch)
+            row: a value for each column: `epoch` counts from 1, `itr` (inside the epoch)
                 and `step` (of the run) from 0; `data_wait` is a share, 0 to 1.
         """
         if self._table is None:
             return
         self._append(self._table, row)
-        for name in COLUMNS:
+        for name in self._columns:
             if name not in ("epoch", "itr", "step"):
                 self._show(f"train/{name}", row[name], int(row["step"]))
         if self._progress:
@@ -158,10 +162,11 @@ class RunLog:
             self.say(f"warning: no more TensorBoard: {error}")
 
     def _line(self, row: Mapping[str, float]) -> str:
+        parts = "  ".join(f"{name} {row[name]:.4f}" for name in self._shown)
         return (
             f"epoch {int(row['epoch'])}  step {int(row['step']) + 1}/{self._total}  "
-            f"loss {row['loss']:.4f} (msn {row['msn']:.4f}  me_max {row['me_max']:.4f}  "
-            f"ent {row['ent']:.4f})  lr {row['lr']:.3g}  {row['images_per_s']:.0f} images/s  "
+            f"loss {row['loss']:.4f}{f' ({parts})' if parts else ''}  "
+            f"lr {row['lr']:.3g}  {row['images_per_s']:.0f} images/s  "
             f"data wait {100 * row['data_wait']:.0f} %  ETA {self._eta(row)}"
         )
 

@@ -116,7 +116,6 @@ def run_state(config: Config, parts: Parts, loss: float, done: int) -> checkpoin
         "batch_size": parts.batch.own,
         "world_size": parts.batch.processes,
         "lr": config.optimization.lr,
-        "temperature": config.criterion.temperature,
         "loss": loss,
         "step": done,
         "steps_per_epoch": parts.steps_per_epoch,

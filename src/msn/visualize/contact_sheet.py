@@ -9,9 +9,10 @@ from msn.config.load import Config
 from msn.data.batch import allocate
 from msn.data.image import Image
 from msn.data.views import SampleViews, make_views
+from msn.methods import method_of
+from msn.methods.msn.model import FOCAL, RANDOM, TARGET
 from msn.models.masking import random_keep
 from msn.runtime.keyed import Stream, seed64
-from msn.train.build import view_spec
 
 GAP = 8  # pixels between views
 HEADER = 24
@@ -31,12 +32,13 @@ def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
     Raises:
         BadImage: it cannot be decoded.
     """
-    spec = replace(view_spec(config), augment_on="cpu")
+    spec = method_of(config).view_spec(config)
+    spec = replace(spec, augmentation=spec.augmentation.model_copy(update={"augment_on": "cpu"}))
     (views,) = allocate(spec, 1, image.shape[2]).samples()
     rows = []
     for epoch in range(epochs):
         make_views(image, spec, seed=config.meta.seed, epoch=epoch, sample=0, out=views)
-        rows.append(_row(views, [_masked(config, view, epoch) for view in views.random]))
+        rows.append(_row(views, [_masked(config, view, epoch) for view in views[RANDOM]]))
     sheet = np.concatenate([_header(rows[0].shape[1], views), *rows])
     return np.pad(sheet, ((0, 0), (GAP, 0), (0, 0)), constant_values=255)
 
@@ -55,11 +57,11 @@ def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
 
 
 def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
-    large = [_framed(view) for view in (views.target, *masked)]
+    large = [_framed(view) for view in (*views[TARGET], *masked)]
     height = len(large[0])
-    if not len(views.focal):
+    if not len(views[FOCAL]):
         return np.concatenate(large, axis=1)
-    small = [_framed(view) for view in views.focal]
+    small = [_framed(view) for view in views[FOCAL]]
     stacked = max(1, height // len(small[0]))  # focal views above each other
     columns = [small[i : i + stacked] for i in range(0, len(small), stacked)]
     blocks = [np.concatenate(column) for column in columns]
@@ -80,9 +82,9 @@ def _filled(block: np.ndarray, height: int) -> np.ndarray:
 def _header(width: int, views: SampleViews) -> np.ndarray:
     """The names of the kinds of views, each above the first of its kind."""
     header = np.full((HEADER, width, 3), 255, np.uint8)
-    step = len(views.target) + GAP
+    step = views[TARGET].shape[1] + GAP
     names = [(0, "target"), (step, "random")]
-    names += [(step * (1 + len(views.random)), "focal")] * bool(len(views.focal))
+    names += [(step * (1 + len(views[RANDOM])), "focal")] * bool(len(views[FOCAL]))
     for left, name in names:
         where = (left, HEADER - 8)
         cv2.putText(header, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)

@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msn.methods.msn.losses import kl_to_prior, log_mean, log_prior, log_sinkhorn, msn_losses, unit
+from msn.methods.msn.losses import (
+    LossSettings,
+    kl_to_prior,
+    log_mean,
+    log_prior,
+    log_sinkhorn,
+    msn_losses,
+    unit,
+)
 from tests.reference import loss as naive
 
 SIZES = st.tuples(
@@ -46,12 +54,14 @@ def test_equals_the_loop_of_the_paper(
         anchors,
         targets,
         prototypes,
-        temperature=temperature,
+        LossSettings(
+            temperature=temperature,
+            sinkhorn_iterations=iterations,
+            memax_weight=0.7,
+            ent_weight=0.3,
+        ),
         sharpening=sharpening,
-        sinkhorn_iterations=iterations,
         log_prior=prior,
-        memax_weight=0.7,
-        ent_weight=0.3,
     )
     expected = naive.msn(
         anchors.tolist(),
@@ -78,12 +88,9 @@ def test_gradient_is_that_of_finite_differences() -> None:
             anchors,
             targets,
             prototypes,
-            temperature=0.3,
+            LossSettings(temperature=0.3, sinkhorn_iterations=3, memax_weight=0.7, ent_weight=0.3),
             sharpening=1e3,  # targets all but uniform, so they hardly follow the prototypes
-            sinkhorn_iterations=3,
             log_prior=log_prior(len(fixed), exponent=0.5),
-            memax_weight=0.7,
-            ent_weight=0.3,
         )
         return losses.total
 
@@ -147,9 +154,8 @@ def test_targets_and_their_features_get_no_gradient() -> None:
         anchors.requires_grad_(),
         targets,
         prototypes,
-        temperature=0.1,
+        LossSettings(temperature=0.1, sinkhorn_iterations=3),
         sharpening=0.25,
-        sinkhorn_iterations=3,
         log_prior=log_prior(5),
     )
     losses.total.backward()
@@ -165,8 +171,7 @@ def test_rows_that_do_not_pair_up_are_refused() -> None:
             anchors[:7],
             targets,
             prototypes,
-            temperature=0.1,
+            LossSettings(temperature=0.1, sinkhorn_iterations=3),
             sharpening=0.25,
-            sinkhorn_iterations=3,
             log_prior=log_prior(5),
         )

@@ -93,7 +93,24 @@ class Images(Section):
             yield "std", f"has {len(self.std)} numbers, mean {len(self.mean)}; give as many"
 
 
-class Data(Images):
+class Augmentation(Section):
+    """What happens to a crop; every probability of 0 switches its operation off."""
+
+    flip: Probability = 0.5
+    """Probability of a horizontal flip; 0 switches it off."""
+    color_jitter: Probability = 0.8
+    """Probability of colour jitter; 0 switches it off."""
+    color_jitter_strength: Annotated[float, Field(ge=0, le=2.5)] = 0.5
+    """s in ColorJitter(0.8s, 0.8s, 0.8s, 0.2s); hue shifts end at 0.5, hence s at 2.5."""
+    grayscale: Probability = 0.2
+    """Probability of dropping the colour; 0 switches it off."""
+    blur: Probability = 0.5
+    """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Where flips, colours and blur are computed; crops are always made on the CPU."""
+
+
+class Data(Augmentation, Images):
     """The images and their views."""
 
     scratch: PathText | None = None
@@ -120,15 +137,3 @@ class Data(Images):
     """Smallest and largest area of the target and random crops, as fractions of the image."""
     focal_crop_scale: CropScale = (0.05, 0.3)
     """Smallest and largest area of the focal crops, as fractions of the image."""
-    flip: Probability = 0.5
-    """Probability of a horizontal flip; 0 switches it off."""
-    color_jitter: Probability = 0.8
-    """Probability of colour jitter; 0 switches it off."""
-    color_jitter_strength: Annotated[float, Field(ge=0, le=2.5)] = 0.5
-    """s in ColorJitter(0.8s, 0.8s, 0.8s, 0.2s); hue shifts end at 0.5, hence s at 2.5."""
-    grayscale: Probability = 0.2
-    """Probability of dropping the colour; 0 switches it off."""
-    blur: Probability = 0.5
-    """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
-    augment_on: Literal["cpu", "device"] = "cpu"
-    """Where flips, colours and blur are computed; crops are always made on the CPU."""

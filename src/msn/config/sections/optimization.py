@@ -42,6 +42,10 @@ class Optimization(Section):
     accumulate: Few = 1
     """Micro-batches per step; Sinkhorn and the mean assignment see all of them."""
 
+    def horizon(self, steps_per_epoch: int) -> float:
+        """Give the steps that schedules are laid out over; not rounded."""
+        return self.schedule_stretch * self.epochs * steps_per_epoch
+
     def _problems(self) -> Iterator[tuple[str, str]]:
         if self.warmup > self.epochs:
             rule = f"{self.warmup:g} epochs are longer than the run of {self.epochs}"

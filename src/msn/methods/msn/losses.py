@@ -12,6 +12,7 @@ all images, and the mean over the processes of each loss is that of all images, 
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msn.runtime import collectives
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the loss is made of.
+
+    Attributes:
+        temperature: tau of the anchors' assignment.
+        sinkhorn_iterations: 0 leaves the targets unbalanced.
+        memax_weight: weight of the regulariser (mean-entropy maximization); 0 leaves it out.
+        ent_weight: weight of the anchors' entropy; 0 leaves it out.
+        label_smoothing: share of each assignment, of anchors and targets, that is spread evenly.
+    """
+
+    temperature: float = 0.1
+    sinkhorn_iterations: int = 3
+    memax_weight: float = 1.0
+    ent_weight: float = 0.0
+    label_smoothing: float = 0.0
 
 
 class MSNLosses(NamedTuple):
@@ -121,47 +141,43 @@ def mean_entropy(log_p: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(dim=-1).mean()
 
 
+def assign(features: Tensor, prototypes: Tensor, settings: LossSettings) -> Tensor:
+    """Assign features (N, D) to prototypes (K, D) with the temperature and smoothing of a loss."""
+    return log_assignment(
+        features,
+        prototypes,
+        temperature=settings.temperature,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+@torch.no_grad()
 def msn_targets(
-    features: Tensor,
-    prototypes: Tensor,
-    *,
-    temperature: float,
-    sharpening: float,
-    sinkhorn_iterations: int,
-    label_smoothing: float = 0.0,
+    features: Tensor, prototypes: Tensor, settings: LossSettings, *, sharpening: float
 ) -> Tensor:
-    """Targets of B images: assign, sharpen, then (if iterations > 0) balance. Without gradient.
+    """Compute the targets of B images: assign, sharpen, then balance. Without gradient.
 
     Args:
         features: (B, D) target features.
         prototypes: (K, D).
-        temperature: that of the anchors; the sharpening makes the targets' colder.
+        settings: with the temperature of the anchors; the sharpening makes the targets' colder.
         sharpening: T > 0 of `log_sharpen`.
-        sinkhorn_iterations: 0 leaves the targets unbalanced.
-        label_smoothing: as in `log_assignment`.
 
     Returns:
         (B, K) log-probabilities.
     """
-    with torch.no_grad():
-        log_p = log_assignment(
-            features, prototypes, temperature=temperature, label_smoothing=label_smoothing
-        )
-        return log_sinkhorn(log_sharpen(log_p, sharpening), sinkhorn_iterations)
+    log_p = log_sharpen(assign(features, prototypes, settings), sharpening)
+    return log_sinkhorn(log_p, settings.sinkhorn_iterations)
 
 
 def msn_losses(
     anchors: Tensor,
     targets: Tensor,
     prototypes: Tensor,
+    settings: LossSettings,
     *,
-    temperature: float,
     sharpening: float,
-    sinkhorn_iterations: int,
     log_prior: Tensor,
-    memax_weight: float = 1.0,
-    ent_weight: float = 0.0,
-    label_smoothing: float = 0.0,
 ) -> MSNLosses:
     """MSN's loss (paper eq. 2 and 3).
 
@@ -176,30 +192,17 @@ def msn_losses(
         anchors: (V*B, D) anchor features, view-major.
         targets: (B, D) target features; no gradient flows into them.
         prototypes: (K, D).
-        temperature: tau of the anchors' assignment.
+        settings: temperature and weights.
         sharpening: T of the targets.
-        sinkhorn_iterations: 0 switches the balancing of the targets off.
-        log_prior: (K,) log of the distribution that the mean assignment is drawn to.
-        memax_weight: weight of the regulariser; 0 leaves it out of the total.
-        ent_weight: weight of the entropy; 0 leaves it out of the total.
-        label_smoothing: as in `log_assignment`, of anchors and targets.
+        log_prior: (K,) log of the distribution that the mean assignment is matched to.
 
     Raises:
         ValueError: the anchor rows are not a multiple of the target rows.
     """
     if len(anchors) % len(targets):
         raise ValueError(f"{len(anchors)} anchor rows are no multiple of {len(targets)} targets")
-    log_t = msn_targets(
-        targets,
-        prototypes,
-        temperature=temperature,
-        sharpening=sharpening,
-        sinkhorn_iterations=sinkhorn_iterations,
-        label_smoothing=label_smoothing,
-    )
-    log_p = log_assignment(
-        anchors, prototypes, temperature=temperature, label_smoothing=label_smoothing
-    )
+    log_t = msn_targets(targets, prototypes, settings, sharpening=sharpening)
+    log_p = assign(anchors, prototypes, settings)
     # Each target meets the V views of its image: sum those first instead of repeating targets.
     by_view = log_p.view(-1, *log_t.shape)
     cross_entropy = -(log_t.exp() * by_view.sum(dim=0)).sum() / len(log_p)
@@ -207,8 +210,8 @@ def msn_losses(
     regulariser = kl_to_prior(mean, log_prior.to(mean))
     entropy = mean_entropy(log_p)
     total = cross_entropy
-    if memax_weight:
-        total = total + memax_weight * regulariser
-    if ent_weight:
-        total = total + ent_weight * entropy
+    if settings.memax_weight:
+        total = total + settings.memax_weight * regulariser
+    if settings.ent_weight:
+        total = total + settings.ent_weight * entropy
     return MSNLosses(total, cross_entropy, regulariser, entropy, mean.detach(), log_t)

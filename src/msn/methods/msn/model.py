@@ -1,110 +1,139 @@
-"""Masked Siamese Networks: an anchor encoder, its moving average as the target, prototypes.
-
-The method as the training loop sees it: `forward` maps views and a step to losses, `after_step`
-is called once the optimiser has stepped, `metrics` and `state` serve the run log and checkpoints.
-"""
+"""Masked Siamese Networks: an anchor encoder, its moving average as the target, prototypes."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recomputed
 
+from msn.config.load import Config, Data
 from msn.data.batch import Views
+from msn.data.draws import ViewKind
 from msn.methods import health
-from msn.methods.msn.losses import MSNLosses, msn_losses
+from msn.methods.base import Cost, Fact, Method, Output
+from msn.methods.msn.build import (
+    build_anchor,
+    draw_prototypes,
+    loss_settings,
+    momentum_schedule,
+    parameter_groups,
+    sharpening_schedule,
+)
+from msn.methods.msn.losses import LossSettings, MSNLosses, msn_losses
+from msn.methods.msn.plan import cost, plan_lines
+from msn.methods.msn.prior import read_log_prior
+from msn.methods.schedules import Schedule
 from msn.models.encoder import VisionTransformer
-from msn.models.masking import MaskScope, random_keep
-from msn.runtime import collectives
+from msn.models.masking import Masking, random_keep
+from msn.runtime import checkpoint, collectives
 from msn.runtime.keyed import Stream, seed64
 
-Schedule = Callable[[float], float]
+TARGET, RANDOM, FOCAL = "target", "random", "focal"
+"""The kinds of views: whole for the target, masked for the anchor, small for the anchor."""
 
 
-class MSNOutput(NamedTuple):
-    """One forward pass: the losses, and the target features (B, out_dim) that they rest on."""
+class MSNDetails(NamedTuple):
+    """What a forward pass computed: the losses, and the target features (B, out_dim)."""
 
     losses: MSNLosses
     target_features: Tensor
 
-    @property
-    def total(self) -> Tensor:
-        """The loss to minimise, shape ()."""
-        return self.losses.total
+
+def view_kinds(data: Data) -> tuple[ViewKind, ...]:
+    """List the kinds of views of MSN: target and random views are crops of one kind (A.1)."""
+    return (
+        ViewKind(TARGET, 1, data.rand_size, data.rand_crop_scale),
+        ViewKind(RANDOM, data.rand_views, data.rand_size, data.rand_crop_scale),
+        ViewKind(FOCAL, data.focal_views, data.focal_size, data.focal_crop_scale),
+    )
 
 
-class MSN(nn.Module):
+def views_of(target: Tensor, random: Tensor, focal: Tensor) -> Views:
+    """Name target (B, ...), random (R, B, ...) and focal (F, B, ...) views."""
+    return Views({TARGET: target[None], RANDOM: random, FOCAL: focal})
+
+
+class MSN(Method):
     """MSN (paper section 3).
 
     Args:
         anchor: the encoder to train, with its projection head. The target starts as its copy.
-        num_prototypes: K.
-        out_dim: width of the head's output and of a prototype.
-        temperature: tau of the anchors' assignment.
+        prototypes: (K, out_dim), of the width of the head's output; trained if they require a
+            gradient.
+        log_prior: (K,) log of the distribution that the mean assignment is matched to.
+        loss: temperature and weights of the loss.
+        masking: how random views lose patches.
         sharpening: step -> T of the targets.
         momentum: step -> momentum of the target's moving average.
-        log_prior: (K,) log of the distribution that the mean assignment is drawn to.
-        sinkhorn_iterations: 0 leaves the targets unbalanced.
-        memax_weight: weight of the regulariser (mean-entropy maximisation).
-        ent_weight: weight of the anchors' entropy.
-        label_smoothing: share of each assignment that is spread evenly.
-        patch_drop: share of patches that random views lose.
-        mask_scope: one mask for each process's batch (official), for the batch of all processes,
-            or for each image.
-        freeze_prototypes: leave the prototypes as they are drawn.
         accumulate: parts that a batch is encoded in, one after another.
-        seed: seed of the masks.
     """
+
+    CHECKPOINT = MappingProxyType(
+        {"encoder": "anchor", "target_encoder": "target", "prototypes": "prototypes"}
+    )
+    METRICS = ("msn", "me_max", "ent", "np", "max_t", "proto_entropy", "feature_std", "rankme")
+    # The columns of the official code come first.
+    COLUMNS = (
+        *("epoch", "itr", "msn", "me_max", "ent", "time (ms)", "step"),
+        *("loss", "grad_norm", "lr", "wd", "momentum", "np", "max_t", "images_per_s", "data_wait"),
+        *("proto_entropy", "feature_std", "rankme", "bad_images"),
+    )
+    SHOWN = ("msn", "me_max", "ent")
+    PHASES = ("anchor forward", "target forward", "loss")
+    REMEDY = (
+        "a learning rate too high for this model or a patch_drop too low for a large one: lower"
+        " optimization.lr, lengthen optimization.warmup, raise data.patch_drop, or set"
+        " meta.precision: fp32"
+    )
 
     def __init__(
         self,
         anchor: VisionTransformer,
+        prototypes: nn.Parameter,
+        log_prior: Tensor,
         *,
-        num_prototypes: int,
-        out_dim: int,
-        temperature: float,
+        loss: LossSettings,
+        masking: Masking,
         sharpening: Schedule,
         momentum: Schedule,
-        log_prior: Tensor,
-        sinkhorn_iterations: int = 3,
-        memax_weight: float = 1.0,
-        ent_weight: float = 0.0,
-        label_smoothing: float = 0.0,
-        patch_drop: float = 0.0,
-        mask_scope: MaskScope = "batch",
-        freeze_prototypes: bool = False,
         accumulate: int = 1,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         self.anchor = anchor
         self.target = copy.deepcopy(anchor).requires_grad_(False)
-        bound = 1 / math.sqrt(out_dim)
-        prototypes = torch.empty(num_prototypes, out_dim).uniform_(-bound, bound)
-        self.prototypes = nn.Parameter(prototypes, requires_grad=not freeze_prototypes)
+        self.prototypes = prototypes
         self.register_buffer("log_prior", log_prior, persistent=False)
         self.log_prior: Tensor
-        self.sharpening = sharpening
-        self.momentum = momentum
-        self.loss_settings: dict[str, Any] = {
-            "temperature": temperature,
-            "sinkhorn_iterations": sinkhorn_iterations,
-            "memax_weight": memax_weight,
-            "ent_weight": ent_weight,
-            "label_smoothing": label_smoothing,
-        }
-        self.patch_drop = patch_drop
-        self.mask_scope: MaskScope = mask_scope
+        self.loss_settings, self.masking = loss, masking
+        self.sharpening, self.momentum = sharpening, momentum
         self.accumulate = accumulate
-        self.seed = seed
 
-    def forward(self, views: Views, *, step: int) -> MSNOutput:
+    @classmethod
+    def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
+        return view_kinds(config.data)
+
+    @classmethod
+    def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "MSN":
+        criterion, data, meta = config.criterion, config.data, config.meta
+        trained = not criterion.freeze_proto
+        return cls(
+            build_anchor(config, channels),
+            draw_prototypes(criterion.num_proto, meta.output_dim, trained=trained),
+            read_log_prior(criterion.prior, criterion.num_proto),
+            loss=loss_settings(config),
+            masking=Masking(data.patch_drop, data.mask_scope, meta.seed),
+            sharpening=sharpening_schedule(config, steps_per_epoch),
+            momentum=momentum_schedule(config, steps_per_epoch),
+            accumulate=config.optimization.accumulate,
+        )
+
+    def forward(self, views: Views, *, step: int) -> Output:
         """Losses of one batch of normalised views at a global step.
 
         The loss, Sinkhorn and the mean assignment are always those of the whole batch. With
@@ -118,9 +147,10 @@ class MSN(nn.Module):
             encoded = [self._encode_anchors(*both) for both in zip(parts, masks, strict=True)]
             anchors = torch.cat(encoded, dim=1).flatten(0, 1)  # view-major: (V * B, out_dim)
         with record_function("target forward"), torch.no_grad():
-            targets = torch.cat([self.target(part.target) for part in parts])
+            targets = torch.cat([self.target(part[TARGET][0]) for part in parts])
         with record_function("loss"):
-            return MSNOutput(self.losses_of(anchors, targets, step), targets)
+            losses = self.losses_of(anchors, targets, step)
+        return Output(losses.total, MSNDetails(losses, targets))
 
     def losses_of(self, anchors: Tensor, targets: Tensor, step: int) -> MSNLosses:
         """Losses of anchor (V*B, out_dim) and target (B, out_dim) features, never in bf16."""
@@ -130,9 +160,9 @@ class MSN(nn.Module):
                 anchors.to(dtype),
                 targets.to(dtype),
                 self.prototypes,
+                self.loss_settings,
                 sharpening=self.sharpening(step),
                 log_prior=self.log_prior,
-                **self.loss_settings,
             )
 
     @torch.no_grad()
@@ -147,15 +177,15 @@ class MSN(nn.Module):
         torch._foreach_lerp_(target, anchor, 1.0 - self.momentum(step))
 
     @torch.no_grad()
-    def metrics(self, output: MSNOutput) -> dict[str, Tensor]:
-        """Scalars of one step for the run log, as tensors on the device; of all processes."""
-        losses = output.losses
+    def metrics(self, output: Output) -> dict[str, Tensor]:
+        details: MSNDetails = output.details
+        losses = details.losses
         parts = torch.stack(
             [losses.total, losses.cross_entropy, losses.regulariser, losses.entropy]
         )
         total, cross_entropy, regulariser, entropy = collectives.mean(parts)
         probabilities = collectives.gather(losses.log_targets.exp())
-        features = collectives.gather(output.target_features.float())
+        features = collectives.gather(details.target_features.float())
         return {
             "loss": total,
             "msn": cross_entropy,
@@ -168,8 +198,7 @@ class MSN(nn.Module):
             "rankme": health.rankme(features),
         }
 
-    def verdict(self, metrics: Mapping[str, float], *, images: int) -> str | None:
-        """A warning if the metrics of a batch say that the representation has collapsed."""
+    def warning(self, metrics: Mapping[str, float], images: int) -> str | None:
         return health.verdict(
             feature_std=metrics["feature_std"],
             rankme=metrics["rankme"],
@@ -177,32 +206,69 @@ class MSN(nn.Module):
             images=images,
         )
 
+    def hyperparameters(self, step: int) -> dict[str, float]:
+        return {"momentum": self.momentum(step)}
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self.target
+
+    def encoders(self) -> list[VisionTransformer]:
+        return [self.anchor, self.target]
+
+    def trained_encoders(self) -> list[VisionTransformer]:
+        return [self.anchor]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.anchor, self.prototypes)
+
+    def clipped(self) -> Iterator[nn.Parameter]:
+        """Give the anchor's parameters: the prototypes are not clipped, as in the official code."""
+        return self.anchor.parameters()
+
     def state(self) -> dict[str, Any]:
-        """Weights under the official checkpoint keys."""
-        return {
-            "encoder": self.anchor.state_dict(),
-            "target_encoder": self.target.state_dict(),
-            "prototypes": self.prototypes.detach(),
-        }
+        return {**super().state(), "temperature": self.loss_settings.temperature}
+
+    def load_weights(self, found: checkpoint.Found) -> None:
+        """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
+
+        Weights from elsewhere have no projection head: the model keeps the one that was drawn.
+        """
+        path, state = found
+        key = "encoder" if "encoder" in state else "target_encoder"
+        checkpoint.require_fit(state.get("prototypes"), self.prototypes, path, "prototypes")
+        for module, name in ((self.anchor, key), (self.target, "target_encoder")):
+            checkpoint.load_weights(module, state[name], path=path, key=name, optional="fc.")
+        checkpoint.load_tensor(state.get("prototypes"), self.prototypes)
+
+    @classmethod
+    def plan(cls, config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:
+        return plan_lines(config, channels, steps_per_epoch)
+
+    @classmethod
+    def cost(cls, config: Config, channels: int, *, bf16: bool) -> Cost:
+        return cost(config, channels, bf16=bf16)
 
     def draw_keep(self, views: Views, step: int) -> list[Tensor | None]:
         """Kept patches of the random views, for each part of the batch."""
-        height, width = views.random.shape[-2:]
+        random, masking = views[RANDOM], self.masking
+        height, width = random.shape[-2:]
         rows, columns = self.anchor.patch_embed.grid(height, width)
-        count, images = views.random.shape[:2]
+        count, images = random.shape[:2]
         rank = collectives.rank()
+        own = rank if masking.scope == "batch" else 0
         keep = random_keep(
             rows * columns,
-            self.patch_drop,
-            seed=seed64(self.seed, Stream.MASK, step, rank if self.mask_scope == "batch" else 0),
+            masking.drop,
+            seed=seed64(masking.seed, Stream.MASK, step, own),
             images=images * count,
             first=rank * images * count,
-            scope=self.mask_scope,
+            scope=masking.scope,
         )
         if keep is None:
             return [None] * self.accumulate
-        keep = keep.to(views.random.device, non_blocking=True)
-        if self.mask_scope != "image":
+        keep = keep.to(random.device, non_blocking=True)
+        if masking.scope != "image":
             return [keep] * self.accumulate
         # Drawn image by image, used view by view.
         parts = keep.view(images, count, -1).chunk(self.accumulate)
@@ -215,7 +281,7 @@ class MSN(nn.Module):
             flat = images.flatten(0, 1)
             if self.accumulate == 1:
                 return self.anchor(flat, keep).unflatten(0, images.shape[:2])
-            features = checkpoint(
+            features = recomputed(
                 self.anchor,
                 flat,
                 keep,
@@ -224,9 +290,9 @@ class MSN(nn.Module):
             )
             return features.unflatten(0, images.shape[:2])
 
-        kinds = [encode(views.random, keep)]
-        if len(views.focal):
-            kinds.append(encode(views.focal))
+        kinds = [encode(views[RANDOM], keep)]
+        if len(views[FOCAL]):
+            kinds.append(encode(views[FOCAL]))
         return torch.cat(kinds)
 
 

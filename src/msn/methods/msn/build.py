@@ -1,0 +1,78 @@
+"""The parts of MSN as a config describes them."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from msn.config.load import Config
+from msn.methods.base import decay_groups
+from msn.methods.msn.losses import LossSettings
+from msn.methods.schedules import Schedule, linear
+from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
+from msn.models.head import projection_head
+
+
+def build_anchor(config: Config, channels: int) -> VisionTransformer:
+    """Build the encoder of the `meta` section with its projection head."""
+    meta = config.meta
+    if meta.encoder:
+        size = EncoderSize(**meta.encoder.model_dump())
+    else:
+        assert meta.model_name
+        size = ENCODERS[meta.model_name]
+    return build_encoder(
+        size,
+        image_size=config.data.rand_size,
+        in_chans=channels,
+        drop_path_rate=meta.drop_path_rate,
+        head=projection_head(
+            size.embed_dim, meta.hidden_dim, meta.output_dim, batch_norm=meta.use_bn
+        ),
+    )
+
+
+def draw_prototypes(count: int, dim: int, *, trained: bool = True) -> nn.Parameter:
+    """Draw prototypes (count, dim), uniform in +- 1 / sqrt(dim)."""
+    bound = 1 / math.sqrt(dim)
+    return nn.Parameter(torch.empty(count, dim).uniform_(-bound, bound), requires_grad=trained)
+
+
+def parameter_groups(anchor: nn.Module, prototypes: nn.Parameter) -> list[dict[str, Any]]:
+    """Group as in the official code: the prototypes, where trained, are not decayed."""
+    groups = decay_groups(anchor)
+    if prototypes.requires_grad:
+        groups.append({"params": [prototypes], "decayed": False, "weight_decay": 0.0})
+    return groups
+
+
+def loss_settings(config: Config) -> LossSettings:
+    """Give the settings of the loss; what is switched off weighs nothing."""
+    criterion = config.criterion
+    return LossSettings(
+        temperature=criterion.temperature,
+        sinkhorn_iterations=criterion.sinkhorn_iterations if criterion.use_sinkhorn else 0,
+        memax_weight=criterion.memax_weight if criterion.me_max else 0.0,
+        ent_weight=criterion.ent_weight if criterion.use_ent else 0.0,
+        label_smoothing=config.data.label_smoothing,
+    )
+
+
+def momentum_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    """Give the momentum of the target by step; unlike the learning rate's its horizon is exact."""
+    start, final = config.optimization.ema
+    horizon = config.optimization.horizon(steps_per_epoch)
+    return partial(linear, total=horizon, start=start, final=final)
+
+
+def sharpening_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    """Give T of the targets by step, over the same horizon."""
+    criterion = config.criterion
+    return partial(
+        linear,
+        total=config.optimization.horizon(steps_per_epoch),
+        start=criterion.start_sharpen,
+        final=criterion.final_sharpen,
+    )

@@ -1,0 +1,62 @@
+"""A method of a dozen lines: what a third party would write from the interface alone."""
+
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from msn.config.load import Config, load_config
+from msn.data.batch import Views
+from msn.data.draws import ViewKind
+from msn.methods import Method, Output
+from msn.models.encoder import EncoderSize, VisionTransformer, build_encoder
+from msn.runtime.distributed import find_world, joined
+from msn.train.pretrain import pretrain
+
+
+class Toy(Method):
+    """Pulls the features of two views of an image together, and their variance to one."""
+
+    CHECKPOINT: ClassVar[Mapping[str, str]] = MappingProxyType({"target_encoder": "backbone"})
+    METRICS = ("variance",)
+
+    def __init__(self, encoder: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = encoder
+
+    @property
+    def encoder(self) -> VisionTransformer:
+        return self.backbone
+
+    @classmethod
+    def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
+        return (ViewKind("pair", 2, config.data.rand_size, (0.5, 1.0)),)
+
+    @classmethod
+    def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "Toy":
+        assert config.meta.encoder
+        size = EncoderSize(**config.meta.encoder.model_dump())
+        return cls(build_encoder(size, image_size=config.data.rand_size, in_chans=channels))
+
+    def forward(self, views: Views, *, step: int) -> Output:
+        first, second = (self.backbone(pixels) for pixels in views["pair"])
+        spread = torch.cat([first, second]).std(dim=0)
+        return Output(F.mse_loss(first, second) + F.relu(1 - spread).mean(), spread)
+
+    def metrics(self, output: Output) -> dict[str, Tensor]:
+        return {**super().metrics(output), "variance": output.details.mean()}
+
+
+def main(path: str) -> None:
+    """Pre-train with the toy, as one of the processes that the environment tells of."""
+    config, world, device = load_config(path), find_world(), torch.device("cpu")
+    with joined(world, device, identity={}, timeout=60):
+        pretrain(config, device, Toy)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,18 @@
+"""Views of MSN with settings of a test's own."""
+
+from typing import Any
+
+from msn.config.load import Data
+from msn.data.draws import ViewSpec
+from msn.methods.msn.model import view_kinds
+
+
+def data_section(**settings: Any) -> Data:
+    """A `data` section; what is left out is as in the official config."""
+    return Data(source="digits", **settings)
+
+
+def view_spec(**settings: Any) -> ViewSpec:
+    """The views that such a section asks for."""
+    data = data_section(**settings)
+    return ViewSpec(view_kinds(data), data)
