@@ -178,13 +178,10 @@ def test_a_checkpoint_that_does_not_fit(
 
 def test_a_loss_that_is_not_finite_stops_the_run(unbroken: Path, tmp_path: Path) -> None:
     """The checkpoint before it stays, and no weight has changed since."""
-    config = tiny_config(
-        tmp_path,
-        optimization__lr=1e38,
-        optimization__start_lr=1e38,
-        optimization__clip_grad=None,
-        logging__checkpoint_freq_itr=1,
-    )
+    config = tiny_config(tmp_path, optimization__clip_grad=None, logging__checkpoint_freq_itr=1)
+    beyond = {"lr": 1e38, "start_lr": 1e38}  # more than a config may ask for
+    optimization = config.optimization.model_copy(update=beyond)
+    config = config.model_copy(update={"optimization": optimization})
     with pytest.raises(RunError, match=r"step [1-9]\d* \(epoch 1\): the .* is not finite") as error:
         pretrain(config, CPU)
     step = int(str(error.value).split()[1])
