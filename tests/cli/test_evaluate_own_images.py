@@ -234,7 +234,7 @@ def test_the_probe_matches_classes_and_skips_bad_images(
 
     found = made()
     assert found.val.labels.tolist() == [1] * 4 + [2] * 4
-    assert found.top1(found.parts.model.target) == 100
+    assert found.top1(found.parts.model.encoder) == 100
     spoilt = spoil(root)
     with pytest.raises(
         UserError, match=r"2 images cannot be read: .*logging\.probe\.skip_bad"
