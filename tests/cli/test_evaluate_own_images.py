@@ -101,7 +101,9 @@ def test_logistic_and_all_match_classes_by_name(run: Run, weights: Path, tmp_pat
         assert f"| {row} | 100.0 | 100.0 ± 0.0 | 100.0 |" in out
 
 
-def test_linear_and_finetune_match_classes_by_name(weights: Path, tmp_path: Path) -> None:
+def test_linear_and_finetune_match_classes_by_name(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A classifier that has seen the classes of train is measured on them, whatever val has."""
     root = make_pets(tmp_path, val=("bee", "cat", "dog"))
     for kind in ("linear", "finetune"):
@@ -122,6 +124,11 @@ def test_linear_and_finetune_match_classes_by_name(weights: Path, tmp_path: Path
         assert score["top1"] == pytest.approx(100 * 2 / 3), kind  # all but the dogs
         state = torch.load(root / f"run/{kind}-latest.pth.tar", weights_only=True)
         assert state["class_names"] == ["ant", "bee", "cat"]
+    linear = supervised(weights, root, logging__write_tag="linear")
+    (root / "train/ant").rename(root / "train/yak")
+    assert main(["evaluate", "linear", "--fname", str(linear), "optimization.lr=0.3"]) == 2
+    err = capsys.readouterr().err
+    assert "was trained on the classes ant, bee, cat, the images are of bee, cat, yak;" in err
 
 
 def test_bad_images_of_frozen_evaluations(run: Run, weights: Path, tmp_path: Path) -> None:
@@ -206,20 +213,22 @@ def test_bad_images_of_one_process_of_two(weights: Path, tmp_path: Path) -> None
     assert done.stderr.startswith(f"error: 1 image cannot be read: {bad} (")
     assert done.stderr.count("\n") == 1
     (root / "train/ant/ant0.png").write_bytes(b"bad")
-    assert run_on(2, outcome, file, False) == [2, 3]  # the other one lost its peer
-    assert run_on(2, outcome, file, True) == [0, 0]
+    assert run_on(2, outcomes, file) == [[2, 0], [3, 0]]  # the other one lost its peer
     found = json.loads((root / "run/run-result.json").read_text())
     assert sorted(found["skipped_images"]) == [str(root / "train/ant/ant0.png"), str(bad)]
 
 
-def outcome(file: Path, skip: bool) -> int:
-    """The exit code of a linear evaluation on one of several processes."""
-    config = load(LinearConfig, str(file), ["data.skip_bad=true"] * skip)
-    try:
-        linear_evaluation(config, torch.device("cpu"))
-    except UserError as error:
-        return error.exit_code
-    return 0
+def outcomes(file: Path) -> list[int]:
+    """The exit codes of a linear evaluation on one of several processes: as it is, and skipping."""
+    codes = []
+    for skip in (False, True):
+        config = load(LinearConfig, str(file), ["data.skip_bad=true"] * skip)
+        try:
+            linear_evaluation(config, torch.device("cpu"))
+            codes.append(0)
+        except UserError as error:
+            codes.append(error.exit_code)
+    return codes
 
 
 def test_the_probe_matches_classes_and_skips_bad_images(

@@ -101,3 +101,10 @@ def test_features_that_are_not_finite() -> None:
     queries[3, 2] = torch.nan
     with pytest.raises(UserError, match="image 3: its features are not finite"):
         knn(train, train_labels, queries, query_labels)
+
+
+def test_labels_far_apart_take_no_memory() -> None:
+    features, labels = torch.eye(3), torch.tensor([4_000_000_000, 7, 2**62])
+    found = knn(features, labels, features, labels, k=1)
+    assert found.top1 == 100
+    assert found.predictions.tolist() == labels.tolist()
