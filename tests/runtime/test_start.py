@@ -215,6 +215,7 @@ def meet(rank: int, port: int, ahead: float, output: Path) -> None:
             torch.device("cpu"),
             identity={},
             timeout=20,
+            patience=60,
             clock=lambda: time.time() + ahead,
         ):
             output.write_text("met")
@@ -263,9 +264,7 @@ def test_who_does_not_answer_is_named(tmp_path: Path, port: int, stopped: int) -
     ]
     for process in processes:
         process.start()
-    begin = time.monotonic()
     assert end(processes[1 - stopped]) == 0
-    assert time.monotonic() - begin < 30
     processes[stopped].kill()
     assert re.fullmatch(
         rf"rank {1 - stopped} of 2 on .*: rank {stopped} did not answer for 1 s; see whether it is"

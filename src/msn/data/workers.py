@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing import parent_process
 from typing import Any, TypeVar
 
 import cv2
@@ -63,11 +64,16 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """Heed a SIGTERM of the main process, which ends its workers so, and of nobody else."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+def _end_with(main: Any) -> None:
+    """End when the main process does, or by a SIGTERM of it, which ends its workers so.
+
+    It is not always the parent: a fork server may stand between them.
+    """
+    while main.is_alive():
+        came = signal.sigtimedwait({signal.SIGTERM}, 5.0)
+        if came and came.si_pid == main.pid:
+            break
     os._exit(0)

@@ -140,7 +140,7 @@ def joined(
     *,
     identity: dict[str, Any],
     timeout: float,
-    patience: float = 900.0,
+    patience: float,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[None]:
     """Be one of the processes of a run; inside, collectives work.
