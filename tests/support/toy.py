@@ -54,7 +54,7 @@ class Toy(Method):
 def main(path: str) -> None:
     """Pre-train with the toy, as one of the processes that the environment tells of."""
     config, world, device = load_config(path), find_world(), torch.device("cpu")
-    with joined(world, device, identity={}, timeout=60):
+    with joined(world, device, identity={}, timeout=60, patience=60):
         pretrain(config, device, Toy)
 
 
