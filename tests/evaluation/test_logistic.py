@@ -121,3 +121,22 @@ def test_settings_that_are_refused(settings: dict[str, object], message: str) ->
 def test_a_single_class() -> None:
     with pytest.raises(UserError, match="two classes or more, found 1"):
         fit(torch.eye(3), torch.ones(3, dtype=torch.int64), lambd=1.0)
+
+
+def test_small_fits_take_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def solver(features: torch.Tensor, *_: object) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return features.new_zeros(2, features.shape[1])
+
+    monkeypatch.setattr("msn.evaluation.logistic._lbfgs", solver)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for width in (8, 10**8 // 4, 10**8 // 4 + 1):  # times two samples, times two classes
+            fit(torch.zeros(1, 1).expand(2, width), torch.tensor([0, 1]), lambd=1.0)
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert (threads, after) == ([1, 1, 2], 2)

@@ -8,6 +8,7 @@ is found under a key is therefore what would be computed again.
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from msn.data.sources import Source
 from msn.data.unreadable import Unreadable
 from msn.data.views import eval_view
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps
+from msn.runtime.devices import threads_for
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing, writing
 
@@ -285,11 +287,15 @@ def _compute(
     made = views(
         source, indices, size=encoder.image_size, batch_size=batch_size, num_workers=num_workers
     )
+    vit, size = encoder.vit, encoder.image_size
+    tokens = batch_size * (1 + math.prod(vit.patch_embed.grid(size, size)))
+    largest = 4 * tokens * vit.embed_dim**2  # of a block's MLP
     for place, batch in zip(features.split(batch_size), made, strict=True):
         unreadable.meet(bad.image for bad in batch.bad)
         if unreadable.given_up:
             continue
-        part = encoder.encode(batch.images, batch.labels.tolist(), taps)
+        with threads_for(largest):
+            part = encoder.encode(batch.images, batch.labels.tolist(), taps)
         part[[bad.row for bad in batch.bad]] = 0
         require_finite(part, [source.name(index) for index in batch.labels.tolist()])
         part[[bad.row for bad in batch.bad]] = torch.nan

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from msn.evaluation.features import require_finite
 from msn.runtime import keyed
+from msn.runtime.devices import threads_for
 from msn.runtime.errors import UserError
 
 SOLVERS = ("cyanure", "torch", "sklearn")
@@ -93,18 +94,22 @@ def fit(
             " check that the training images lie in one folder per class"
         )
     strength = lambd / len(features)
-    if solver == "cyanure":
-        return Classifier(_cyanure(features, targets, len(classes), strength, penalty), classes)
-    if solver == "sklearn":
-        return Classifier(_sklearn(features, targets, len(classes), lambd), classes)
-    return Classifier(_lbfgs(features, targets, len(classes), strength), classes)
+    with threads_for(features.numel() * len(classes)):
+        if solver == "cyanure":
+            weight = _cyanure(features, targets, len(classes), strength, penalty)
+        elif solver == "sklearn":
+            weight = _sklearn(features, targets, len(classes), lambd)
+        else:
+            weight = _lbfgs(features, targets, len(classes), strength)
+    return Classifier(weight, classes)
 
 
 def accuracy(classifier: Classifier, features: Tensor, labels: Tensor) -> Accuracy:
     """Accuracy on prepared features; an image of a class that was not fitted counts as wrong."""
     labels = labels.to(features.device)
     best = min(5, len(classifier.classes))
-    found = classifier.classes[classifier.scores(features).topk(best, dim=1).indices]
+    with threads_for(features.numel() * len(classifier.classes)):
+        found = classifier.classes[classifier.scores(features).topk(best, dim=1).indices]
     hits = found == labels[:, None]
     first = hits[:, 0].double()
     present = labels.unique()

@@ -1,12 +1,16 @@
 """The device that a command computes on."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 
 import torch
 
 from msn.runtime.errors import UserError
+
+SMALL = 10**8  # products: some 10 ms of one thread
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -51,3 +55,22 @@ def require_compiler(device: torch.device) -> None:
             "meta.compile: true needs Triton on a GPU, which is not installed; pip install triton,"
             " or set it to false"
         )
+
+
+@contextlib.contextmanager
+def threads_for(products: int) -> Iterator[None]:
+    """Compute with one thread where matrices are small, else with as many as there are.
+
+    Threads that share a small product mostly wait for each other, which they do at full speed: on
+    two busy cores that took four times the processor time, and longer.
+
+    Args:
+        products: numbers that the largest matrix product multiplies.
+    """
+    if products > SMALL:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
