@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from msn.interop import anything, huggingface, official, timm_vit
+from msn.interop import huggingface, official, reading, timm_vit
 from msn.interop.graph import Graph, write_onnx
 from msn.interop.weights import Weights, weights_from
 from msn.models.encoder import ENCODERS, build_encoder
@@ -60,7 +60,7 @@ def by_onnxruntime(weights: Weights, images: Tensor, path: Path) -> Tensor:
 def kept(weights: Weights, folder: Path) -> float:
     """Share of tensors with the same bits after a way through every form."""
     official.write(folder / "a.pth.tar", weights)
-    backs = [anything.read(folder / name) for name in ("a.pth.tar", "huggingface", "timm")]
+    backs = [reading.read(folder / name) for name in ("a.pth.tar", "huggingface", "timm")]
     same = [torch.equal(b.encoder[n], t) for b in backs for n, t in weights.encoder.items()]
     return sum(same) / len(same)
 

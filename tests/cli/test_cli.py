@@ -86,7 +86,7 @@ def test_the_choices_are_those_of_the_parts() -> None:
     from msn.data.sources.base import SPLITS
     from msn.evaluation.logistic import SOLVERS
     from msn.interop.graph import OPSETS, TAPS
-    from msn.interop.pretrained import KEYS
+    from msn.interop.official import KEYS
     from msn.interop.zoo import MODELS
 
     assert tuple(KEYS) == encoders.ENCODERS

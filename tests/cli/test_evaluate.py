@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 
 from msn.cli.main import main
 from msn.evaluation.frozen import frozen, load_encoder
-from msn.interop.pretrained import read_pretrained
+from msn.interop.reading import read
 from msn.models.encoder import ENCODERS, build_encoder
-from tests.interop.test_pretrained import official_file
+from tests.interop.test_architecture import official_file
 from tests.support.experiments import tiny_config
 from tests.support.imagenet import CLASSES, TRAIN, VAL, make_tree
 
@@ -229,7 +229,7 @@ def test_the_normalisation_can_be_another(place: Path) -> None:
         found.append(np.load(place / "f.npz")["features"])
     assert np.array_equal(found[0], found[2])
     encoder = load_encoder(place / "w.pth.tar")
-    plain = frozen(read_pretrained(place / "w.pth.tar"), mean=(0, 0, 0), std=(1, 1, 1))
+    plain = frozen(read(place / "w.pth.tar"), mean=(0, 0, 0), std=(1, 1, 1))
     images = [Path(name) for name in sorted((place / "images" / "val").rglob("*.JPEG"))]
     pixels = [np.array(PIL.Image.open(image).convert("RGB")) for image in images]
     for features, by_hand in zip(found, (encoder, plain), strict=False):

@@ -27,7 +27,7 @@ from msn.evaluation.features import (
 )
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, load_encoder
 from msn.runtime.errors import UserError
-from tests.interop.test_pretrained import official_file
+from tests.interop.test_architecture import official_file
 
 
 class Stripes:

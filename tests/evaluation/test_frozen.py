@@ -1,8 +1,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from msn.evaluation.frozen import FrozenEncoder, Taps
 from msn.models.encoder import VisionTransformer
 from msn.models.masking import kept_patches
 from msn.runtime.errors import UserError
-from tests.interop.test_pretrained import official_file
+from tests.interop.test_architecture import official_file
 
 IMAGES = [
     np.random.default_rng(i).integers(0, 256, (14 + i, 20, 3), dtype=np.uint8) for i in range(7)
@@ -92,6 +94,83 @@ def test_views_that_are_made_already_and_no_images(encoder: FrozenEncoder) -> No
     found = encoder.features(encoder.views(IMAGES))
     torch.testing.assert_close(found, encoder.features(IMAGES))
     assert encoder.features([]).shape == (0, 64)
+
+
+def test_images_in_every_form_that_people_have(encoder: FrozenEncoder) -> None:
+    """One row for each image, and the same numbers whatever it comes as."""
+    rgb = IMAGES[0]
+    expected = encoder.features([rgb])
+    pillow = PIL.Image.fromarray(rgb)
+    forms: list[Any] = [rgb, pillow, [pillow], np.moveaxis(rgb, 2, 0), rgb[None], np.array([rgb])]
+    forms += [pillow.convert("RGBA"), (rgb,), rgb[:, ::-1][:, ::-1]]
+    for form in forms:
+        torch.testing.assert_close(encoder.features(form), expected)
+    mixed = encoder.features([PIL.Image.fromarray(IMAGES[1]), rgb, IMAGES[2]])
+    torch.testing.assert_close(mixed, encoder.features([IMAGES[1], rgb, IMAGES[2]]))
+    grey = encoder.features(pillow.convert("L"))
+    assert grey.shape == (1, 64)
+    assert not torch.allclose(grey, expected)
+    nothing: list[Any] = [[], np.empty((0,)), np.empty((0, 9, 9, 3), np.uint8), torch.empty(0)]
+    for empty in (*nothing, torch.empty(0, 3, 16, 16)):
+        assert encoder.features(empty).shape == (0, 64)
+
+
+def test_views_in_every_form_that_people_have(encoder: FrozenEncoder) -> None:
+    views = encoder.views(IMAGES)
+    mean, std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
+    normalized = normalise(views, mean, std)
+    for taps in (Taps(), Taps(mask=0.5)):
+        expected = encoder.features(IMAGES, taps)
+        forms: list[Any] = [
+            views,
+            views.movedim(3, 1),
+            list(views),
+            normalized,
+            normalized.double(),
+        ]
+        for form in forms:
+            found = encoder.features(form, taps, batch_size=3)
+            torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(encoder.features(views[0]), encoder.features(views[:1]))
+    torch.testing.assert_close(encoder.features(normalized[0]), encoder.features(views[:1]))
+    wide = torch.randn(2, 3, 8, 20)  # of any size that holds a patch
+    assert encoder.features(wide, Taps(mask=0.5)).shape == (2, 64)
+
+
+def test_what_are_no_images_is_said(encoder: FrozenEncoder) -> None:
+    rand = torch.rand(2, 3, 16, 16) * 0.95
+    cases: list[tuple[Any, str]] = [
+        (rand, r"floats of \S+ to 0.9\S* are not normalized; give uint8, or normalize them first"),
+        (rand * 255, "floats of .* are no normalized pixels, of which white is 2.64; give uint8"),
+        (rand.half(), "are not normalized"),
+        (torch.randn(2, 3, 16, 16) / 0, "floats that are not finite"),
+        (rand.movedim(1, 3), r"a tensor of shape \(2, 16, 16, 3\) and type torch.float32: must be"),
+        (torch.randn(2, 1, 16, 16), r"shape \(2, 1, 16, 16\)"),
+        (torch.zeros(2, 16, 16, 1, dtype=torch.uint8), r"shape \(2, 16, 16, 1\) .* must be uint8"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.bool), "torch.bool: must be uint8"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "torch.int64: must be uint8"),
+        (torch.zeros(16, 16, dtype=torch.uint8), r"shape \(16, 16\)"),
+        (torch.zeros(2, 3, 3, 20, dtype=torch.uint8), "3 x 20 px: smaller than the encoder's patc"),
+        (np.zeros((2, 16, 16, 3), np.float32), r"type float32: must be uint8 \(height, width, 3\)"),
+        (np.zeros((16, 16, 3), bool), "type bool: must be uint8"),
+        (np.zeros((16, 16, 1), np.uint8), r"shape \(16, 16, 1\) .* must be uint8"),
+        (np.zeros((0, 16, 3), np.uint8), r"shape \(0, 16, 3\)"),
+        ([torch.zeros(3, 8, 8), torch.zeros(3, 9, 9)], "tensors of several shapes or types"),
+        ([IMAGES[0], "a.jpg"], "an image of type str"),
+        ("a.jpg", "images: str; must be images"),
+        ({"a": 1}, "images: dict; must be images"),
+        (None, "images: NoneType; must be images"),
+    ]
+    for given, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            encoder.features(given)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="batch_size 0: must be at least 1"):
+        encoder.features(IMAGES, batch_size=0)
+    plain = FrozenEncoder(encoder.vit, image_size=16, mean=[0] * 3, std=[1] * 3, digest="")
+    assert plain.features(rand).shape == (2, 64)  # normalized with these is what 0 to 1 is
+    with pytest.raises(UserError, match="3 x 3 px: smaller than the encoder's patches"):
+        FrozenEncoder(encoder.vit, image_size=3, mean=[0] * 3, std=[1] * 3, digest="")
 
 
 def test_nothing_is_trained(encoder: FrozenEncoder) -> None:

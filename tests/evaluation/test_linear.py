@@ -231,10 +231,10 @@ def test_released_files_hold_no_epoch_and_a_wrapper_prefix(
 
 def test_the_encoder_is_frozen_and_measured_in_evaluation_mode(weights: Path) -> None:
     from msn.evaluation.linear import LinearLearner
-    from msn.interop.pretrained import read_pretrained
+    from msn.interop.reading import read
     from msn.models.linear import HeadSettings
 
-    encoder = read_pretrained(weights).encoder()
+    encoder = read(weights).trainable()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     learner = LinearLearner(
         encoder,

@@ -12,7 +12,7 @@ from msn.cli import main as cli
 from msn.config.load import FinetuneConfig, LinearConfig
 from msn.evaluation.finetune import finetune
 from msn.evaluation.linear import linear_evaluation
-from msn.interop import anything, huggingface
+from msn.interop import huggingface, reading
 from msn.interop.classifiers import with_linear_head, without_unit_length
 from msn.interop.graph import Graph
 from msn.models.linear import HeadSettings, LinearHeads
@@ -45,7 +45,7 @@ def ours(weights: Path, head: Path, *, normalize: bool) -> Tensor:
     heads.load_state_dict(state["classifier"])
     top1 = [score[0] for score in state["accuracy"][-1]]
     with torch.no_grad():
-        features = anything.read(weights).build().cls(VIEWS, norm=False)
+        features = reading.read(weights).build().cls(VIEWS, norm=False)
         return heads(features)[top1.index(max(top1))]
 
 
@@ -66,7 +66,7 @@ def test_a_linear_classifier_with_unit_length(
     assert cli.main([*words, "--head", str(head)]) == 2
     assert "scales each token to length 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    graph = Graph(with_linear_head(anything.read(weights), head), "logits", normalise=False)
+    graph = Graph(with_linear_head(reading.read(weights), head), "logits", normalise=False)
     assert relative(graph(VIEWS), ours(weights, head, normalize=True)) < 1e-5
 
 
@@ -77,9 +77,9 @@ def test_unit_length_behind_a_plain_norm_goes_into_the_linear_layer(tmp_path: Pa
         if "norm" in name:
             tensor.fill_(-0.7 if name.endswith("weight") else 0.0)
     torch.save(state, head)
-    huggingface.write(tmp_path / "out", with_linear_head(anything.read(weights), head))
+    huggingface.write(tmp_path / "out", with_linear_head(reading.read(weights), head))
     assert relative(by_transformers(tmp_path / "out"), ours(weights, head, normalize=True)) < 1e-5
-    plain = anything.read(weights)
+    plain = reading.read(weights)
     assert without_unit_length(plain, tmp_path) is plain
 
 
@@ -93,7 +93,7 @@ def test_a_fine_tuned_model(tmp_path: Path) -> None:
     assert cli.main(["export", str(file), "--to", "huggingface", str(out)]) == 0
     state = load(file, "classifier")["classifier"]
     with torch.no_grad():
-        encoder = anything.read(file).build()
+        encoder = reading.read(file).build()
         normed = torch.nn.functional.layer_norm(
             encoder.cls(VIEWS, norm=False), [48], state["norm.weight"], state["norm.bias"], 1e-6
         )
@@ -104,11 +104,11 @@ def test_a_fine_tuned_model(tmp_path: Path) -> None:
 
 def test_classifiers_that_do_not_fit_are_named(tmp_path: Path) -> None:
     weights, head = evaluated(tmp_path, optimization__num_blocks=[2])
-    read = anything.read(weights)
+    read = reading.read(weights)
     with pytest.raises(UserError, match=r"sees several blocks.*num_blocks=1"):
         with_linear_head(read, head)
     with pytest.raises(UserError, match="without an encoder; export the weights"):
-        anything.read(head)
+        reading.read(head)
     with pytest.raises(UserError, match="no key 'classifier'"):
         with_linear_head(read, weights)
     read.encoder["norm.weight"] += 1

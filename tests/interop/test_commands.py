@@ -1,5 +1,6 @@
 """`msn export` and `msn import`, as typed."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import msn
 from msn.cli import main as cli
-from msn.interop import anything, official, release, zoo
-from msn.interop.pretrained import read_pretrained
+from msn.interop import official, reading, release, zoo
+from msn.interop.reading import read, read_start
 from msn.models.encoder import ENCODERS
 from msn.runtime.checkpoint import Found, load
 from tests.support.encoders import random_weights, relative, released_state, same
@@ -56,7 +58,7 @@ def test_exports_are_read_without_us(latest: Path, tmp_path: Path, form: str) ->
     command = [sys.executable, "-c", code, str(out), f"{tmp_path}/images.pt", str(torch_file)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    encoder = read_pretrained(latest).encoder().eval()
+    encoder = read(latest).trainable().eval()
     with torch.no_grad():
         assert relative(encoder.cls(images), torch.load(torch_file)) < 1e-5
 
@@ -71,6 +73,32 @@ def test_what_comes_back_starts_a_new_run(latest: Path, tmp_path: Path) -> None:
     expected = torch.load(latest, weights_only=True)["target_encoder"]["pos_embed"]
     assert torch.equal(msn_of(parts).anchor.pos_embed, expected)
     assert torch.equal(msn_of(parts).target.pos_embed, expected)
+
+
+def test_every_command_takes_every_form(latest: Path, tmp_path: Path) -> None:
+    """A folder, a release, a file of tensors: the same features as of the checkpoint, one key."""
+    forms = {"huggingface": "hf", "timm": "timm", "official": "official.pth.tar", "release": "rel"}
+    for form, name in forms.items():
+        assert cli.main(["export", str(latest), str(tmp_path / name), "--to", form]) == 0
+    target = load(latest)["target_encoder"]
+    dino = {f"module.backbone.{name}": tensor for name, tensor in target.items()}
+    torch.save({"teacher": dino, "args": argparse.Namespace(a=1)}, tmp_path / "dino.pth")
+    given = [latest, *(tmp_path / name for name in (*forms.values(), "dino.pth"))]
+    given.append(tmp_path / "timm" / "model.safetensors")
+    found = [msn.load_encoder(path, num_heads=4, image_size=8) for path in given]
+    assert len({encoder.digest for encoder in found}) == 1
+    config = str(latest.with_name("tiny-config.yaml"))
+    for path in given[1:]:
+        common = ["--weights", str(path), "--num-heads", "4", "--image-size", "8"]
+        out = tmp_path / "features.npz"
+        assert cli.main(["features", *common, "--fname", config, "--out", str(out)]) == 0
+        parts = tiny_parts(tmp_path / "run", data__channels=3)
+        start = read_start(path, num_heads=4, exact=False)
+        parts.model.load_weights(Found(path, start))
+        assert torch.equal(parts.model.encoder.pos_embed, target["pos_embed"]), path
+    anchor = load(latest)["encoder"]
+    assert same(read_start(latest, num_heads=4, exact=False)["encoder"], anchor)
+    assert "opt" in read_start(latest, num_heads=4, exact=True)
 
 
 def test_the_anchor_can_be_exported(latest: Path, tmp_path: Path) -> None:
@@ -132,4 +160,4 @@ def test_wrong_requests_are_one_line_and_write_nothing(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["WEIGHTS"]
-    assert anything.read(Path("WEIGHTS")).architecture.size == size
+    assert reading.read(Path("WEIGHTS")).architecture.size == size

@@ -12,6 +12,7 @@ from msn.interop import huggingface
 from msn.interop.pretraining import MSNForPreTraining
 from msn.methods.msn.losses import LossSettings, log_prior, msn_losses
 from msn.models.masking import random_keep
+from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 
 
@@ -63,6 +64,31 @@ def test_focal_views_are_optional() -> None:
     views = batch()
     del views["focal"]
     assert tiny()(**views).loss.isfinite()
+
+
+def test_views_that_are_no_normalized_images_are_refused() -> None:
+    model, views = tiny(), batch()
+    rand = torch.rand(4, 2, 3, 16, 16)
+    for change, message in (
+        (
+            {"target": views["target"][0]},
+            r"target views of shape \(3, 16, 16\): must be \(images, 3",
+        ),
+        ({"random": views["random"][:, 0]}, r"random views of shape .* \(images, views, 3, height"),
+        (
+            {"focal": views["focal"][:3]},
+            r"focal views of shape \(3, .* as many images as the target",
+        ),
+        ({"target": views["target"].movedim(1, 3)}, r"target views of shape \(4, 16, 16, 3\)"),
+        (
+            {"target": views["target"].to(torch.uint8)},
+            "target views of torch.uint8: must be floats",
+        ),
+        ({"random": rand}, "floats of .* are not normalized; give uint8, or normalize them first"),
+        ({"focal": rand * 255}, "floats of .* are no normalized pixels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model(**views | change)
 
 
 def test_the_target_follows_after_each_step() -> None:

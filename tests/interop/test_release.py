@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from msn.cli import main as cli
 from msn.config.load import load_config
-from msn.interop import anything, release
+from msn.interop import reading, release
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 from msn.train.pretrain import pretrain
@@ -70,7 +71,7 @@ def test_what_a_release_holds(runs: Path, tmp_path: Path) -> None:
         names.discard(name)
     assert names == {"SHA256SUMS"}
     assert "after 40 steps" in (out / "README.md").read_text()
-    weights = anything.read(out)
+    weights = reading.read(out)
     state = checkpoint.load(runs / "half" / "tiny-latest.pth.tar")
     assert same(weights.encoder | weights.head, state["target_encoder"])
     assert weights.normalisation.mean == pytest.approx(state["mean"])
@@ -90,6 +91,58 @@ def test_changed_and_missing_files_are_listed(runs: Path, tmp_path: Path) -> Non
         sums.write(f"{'0' * 64}  ../secret\n")
     with pytest.raises(UserError, match="not a line of a hash and a file name"):
         release.unpack(out, tmp_path / "mine")
+
+
+def sums(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir() if path.name != "SHA256SUMS")
+    lines = [f"{release.sha256(folder / name)}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def test_a_bad_release_leaves_nothing_behind(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is wrong is found before anything is written."""
+    out, mine = tmp_path / "out", tmp_path / "new" / "mine"
+    release.write(out, runs / "half" / "tiny-latest.pth.tar")
+    file, config = out / "tiny-latest.pth.tar", out / "tiny-config.yaml"
+    state, text = checkpoint.load(file), config.read_text()
+    prototypes = torch.full_like(state["prototypes"], torch.nan)
+    changes: list[tuple[Callable[[], object], str]] = [
+        (lambda: config.write_text("data: [1"), "tiny-config.yaml"),
+        (lambda: config.write_text(text + "\nnothing: 1\n"), "nothing"),
+        (
+            lambda: config.rename(out / "other-config.yaml"),
+            "lists no tiny-config.yaml; get",
+        ),
+        (lambda: torch.save(state | {"step": "x"}, file), "step is x, must be a number of steps"),
+        (lambda: torch.save({"target_encoder": {}}, file), "has no encoder, prototypes, opt, step"),
+        (lambda: torch.save(state | {"prototypes": prototypes}, file), "not finite"),
+        (lambda: file.write_bytes(file.read_bytes()[:-999]), "damaged"),
+        (lambda: file.rename(out / "other.pth.tar"), "not TAG-latest.pth.tar or TAG-epN.pth.tar"),
+        (file.unlink, "lists 0 checkpoints, must be one"),
+    ]
+    for change, problem in changes:
+        change()
+        sums(out)
+        assert cli.main(["import", str(out), "--as", "run", str(mine)]) == 2
+        said = capsys.readouterr().err
+        assert problem in said
+        assert said.count("\n") == 1
+        assert not mine.parent.exists()
+        for path in out.iterdir():
+            path.unlink()
+        torch.save(state, file)
+        config.write_text(text)
+    for content in ("", "\n"):
+        (out / "SHA256SUMS").write_text(content)
+        assert cli.main(["import", str(out), "--as", "run", str(mine)]) == 2
+        assert "SHA256SUMS" in capsys.readouterr().err
+    os.remove(out / "SHA256SUMS")
+    os.mkfifo(out / "SHA256SUMS")
+    assert cli.main(["import", str(out), "--as", "run", str(mine)]) == 2
+    assert "neither a file nor a folder" in capsys.readouterr().err
+    assert not mine.parent.exists()
 
 
 def test_weights_alone_are_no_release(runs: Path, tmp_path: Path) -> None:

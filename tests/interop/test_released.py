@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from msn.interop import official, zoo
+from msn.interop import reading, zoo
 
 IMAGE = "000000039769.jpg"
 EXPECTED = {
@@ -28,7 +28,7 @@ def test_published_features(name: str) -> None:
         if not path.exists():
             pytest.skip(f"{path} is not there; get it with: msn import official:{name}, COCO")
     resized = Image.open(image).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
-    read = official.read(weights)
+    read = reading.read(weights)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in read.normalisation)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
     features = read.build().cls(((pixels - mean) / std)[None])[0, :3]

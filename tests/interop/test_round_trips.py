@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 
 from msn.data.normalisation import Normalisation
 from msn.data.views import eval_short_side
-from msn.interop import anything, huggingface, official, timm_vit
+from msn.interop import huggingface, official, reading, timm_vit
 from msn.interop.weights import weights_from
 from msn.models.encoder import build_encoder
 from msn.models.head import projection_head
@@ -25,9 +25,9 @@ OTHERS = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 @pytest.mark.parametrize("form", [official, huggingface, timm_vit])
 def test_normalisation_and_heads_go_along(tmp_path: Path, form: ModuleType) -> None:
-    weights = replace(random_weights(), normalisation=OTHERS)
+    weights = replace(random_weights(), stated=OTHERS)
     form.write(tmp_path / "a", weights)
-    back = anything.read(tmp_path / "a")
+    back = reading.read(tmp_path / "a")
     assert back.normalisation == OTHERS
     assert back.architecture == weights.architecture
     assert same(back.encoder, weights.encoder)
@@ -40,7 +40,7 @@ def test_a_head_without_batch_norm(tmp_path: Path) -> None:
     encoder.load_state_dict(tensors)
     official.write(tmp_path / "a", weights_from(tensors, path=tmp_path, num_heads=TINY.num_heads))
     views = torch.randn(2, 3, 16, 16)
-    assert torch.equal(anything.read(tmp_path / "a").build()(views), encoder.eval()(views))
+    assert torch.equal(reading.read(tmp_path / "a").build()(views), encoder.eval()(views))
 
 
 def test_the_number_of_heads_that_is_given_counts(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_config_of_transformers_that_leaves_out_the_default(tmp_path: Path) ->
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     del config["num_attention_heads"]
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))
-    assert anything.read(tmp_path / "a").architecture.size.num_heads == 12
+    assert reading.read(tmp_path / "a").architecture.size.num_heads == 12
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from msn.data.batch import normalise
 from msn.data.views import eval_view
-from msn.interop import anything, timm_vit
+from msn.interop import reading, timm_vit
 from msn.interop.tensorfile import read_file
 from msn.models.encoder import ENCODERS, EncoderSize
 from msn.runtime.errors import UserError
@@ -74,10 +74,10 @@ def test_its_transform_makes_the_evaluation_view(
 def test_round_trip_keeps_every_bit(tmp_path: Path, kind: str) -> None:
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=2)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
-    weights = anything.read(tmp_path / "theirs.safetensors")
+    weights = reading.read(tmp_path / "theirs.safetensors")
     if kind == "folder":
         timm_vit.write(tmp_path / "between", weights)
-        weights = anything.read(tmp_path / "between")
+        weights = reading.read(tmp_path / "between")
     timm_vit.write(tmp_path / "ours", weights)
     assert same(read_file(tmp_path / "ours" / "model.safetensors"), dict(theirs.state_dict()))
 
@@ -85,7 +85,7 @@ def test_round_trip_keeps_every_bit(tmp_path: Path, kind: str) -> None:
 def test_a_torch_file_of_timm(tmp_path: Path) -> None:
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    weights = anything.read(tmp_path / "theirs.pth")
+    weights = reading.read(tmp_path / "theirs.pth")
     assert weights.architecture.size == EncoderSize(16, 192, 2, 3)
     assert same(weights.encoder, dict(theirs.state_dict()))
 
@@ -94,7 +94,7 @@ def test_vits_with_other_parts_are_refused(tmp_path: Path) -> None:
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, init_values=1e-5)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     with pytest.raises(UserError, match=r"blocks\.0\.ls1\.gamma unknown"):
-        anything.read(tmp_path / "theirs.safetensors")
+        reading.read(tmp_path / "theirs.safetensors")
     stem = random_weights(ENCODERS["vitc_4gf"], image_size=32)
     with pytest.raises(UserError, match="no convolutional stem"):
         timm_vit.write(tmp_path / "a", stem)
@@ -104,8 +104,8 @@ def test_files_that_are_no_vit_are_refused(tmp_path: Path) -> None:
     theirs = timm.create_model("resnet10t", num_classes=0)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     with pytest.raises(UserError, match="not the weights of a Vision Transformer"):
-        anything.read(tmp_path / "theirs.safetensors")
+        reading.read(tmp_path / "theirs.safetensors")
     with pytest.raises(UserError, match="neither a folder for transformers or timm"):
-        anything.read(tmp_path)
+        reading.read(tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        anything.read(tmp_path / "none.safetensors")
+        reading.read(tmp_path / "none.safetensors")

@@ -78,7 +78,10 @@ def released_state(name: str, values: bool = False) -> dict[str, Any]:
     if values:
         tensors = random_tensors(shapes)
     else:
-        tensors = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+        tensors = {
+            key: torch.zeros((), dtype=torch.float if shape else torch.int64).expand(shape)
+            for key, shape in shapes.items()
+        }
     return {
         "target_encoder": {f"module.{key}": tensor for key, tensor in tensors.items()},
         "prototypes": torch.zeros(1).expand(1024, 256),

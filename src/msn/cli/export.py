@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from msn.cli.terminal import say_written
-from msn.interop import anything, huggingface, official, release, timm_vit
+from msn.interop import huggingface, official, reading, release, timm_vit
 from msn.interop.classifiers import with_linear_head
 from msn.interop.graph import Graph, write_onnx, write_torch
 from msn.interop.weights import Weights
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> None:
     if options.to == "release":
         release.write(options.out, options.weights)
     else:
-        weights = anything.read(options.weights, which=options.encoder, num_heads=options.num_heads)
+        weights = reading.read(options.weights, which=options.encoder, num_heads=options.num_heads)
         if options.head:
             weights = with_linear_head(weights, options.head)
         write(weights, options)

@@ -1,16 +1,14 @@
 """`msn import`: weights from elsewhere, in a form to evaluate or to continue from."""
 
 import argparse
-import json
 from pathlib import Path
 
 from msn.cli.terminal import say_written
-from msn.config.load import load_config
-from msn.interop import anything, huggingface, official, release, timm_vit, zoo
-from msn.interop.pretrained import official_names, require_model
+from msn.interop import huggingface, official, reading, release, timm_vit, zoo
+from msn.interop.architecture import official_names
 from msn.interop.weights import Weights
 from msn.runtime.errors import UserError
-from msn.runtime.files import prepare_place, replacing
+from msn.runtime.files import prepare_place
 
 ZOO = "official:"
 WRITERS = {"official": official.write, "huggingface": huggingface.write, "timm": timm_vit.write}
@@ -20,35 +18,24 @@ def run(options: argparse.Namespace) -> None:
     """Read weights, say what they are, and write them where asked to."""
     if (options.out is None) != (options.format is None):
         raise UserError("OUT and --as go together: give both, or neither to look only")
+    if options.format == "run":
+        config = release.unpack(Path(options.source), options.out)
+        print(f"to go on: python main.py --fname {config}")
+        say_written(options.out)
+        return
     if options.format:
         prepare_place(options.out, folder=options.format != "official")
-    if options.format == "run":
-        unpack(Path(options.source), options.out)
-        return
     model_name, source = options.model_name, Path(options.source)
     if options.source.startswith(ZOO):
         name = options.source.removeprefix(ZOO)
         source = zoo.fetch(name, given=options.given, expected=options.sha256)
         model_name = model_name or zoo.MODELS[name]
         print(f"{source}\nSHA-256  {release.sha256(source)}\nlicence  {zoo.LICENCE}")
-    weights = anything.read(source, num_heads=options.num_heads)
-    if model_name:
-        require_model(weights.architecture.size, model_name, source)
+    weights = reading.read(source, num_heads=options.num_heads, model_name=model_name)
     print(describe(weights))
     if options.format:
         WRITERS[options.format](options.out, weights)
         say_written(options.out)
-
-
-def unpack(source: Path, folder: Path) -> None:
-    """Make a release the folder of a run, whose config says that it lies there."""
-    files = release.unpack(source, folder)
-    for path in (file for file in files if file.name.endswith("-config.yaml")):
-        config = load_config(path, [f"logging.folder={json.dumps(str(folder))}"])
-        with replacing(path) as temporary:
-            temporary.write_text(config.dump_yaml(), encoding="utf-8")
-        print(f"to go on: python main.py --fname {path}")
-    say_written(folder)
 
 
 def describe(weights: Weights) -> str:

@@ -19,7 +19,8 @@ from msn.data.sources import Source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import Features, extract
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
-from msn.interop.pretrained import Pretrained, read_pretrained
+from msn.interop import reading
+from msn.interop.weights import Weights
 from msn.runtime.devices import choose_device
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place
@@ -29,7 +30,7 @@ from msn.train.build import open_images, use_bf16
 class Bench(NamedTuple):
     """A frozen encoder and the images to try it on."""
 
-    pretrained: Pretrained
+    pretrained: Weights
     encoder: FrozenEncoder
     images: Images
     batch_size: int
@@ -107,8 +108,11 @@ def open_bench(options: argparse.Namespace) -> Bench:
     if not options.weights:
         raise UserError("--weights is missing; give a checkpoint of msn or of the official code")
     devices = [choose_device(name) for name in options.devices]
-    pretrained = read_pretrained(
-        options.weights, encoder=options.encoder, model_name=options.model_name
+    pretrained = reading.read(
+        options.weights,
+        which=options.encoder,
+        num_heads=options.num_heads,
+        model_name=options.model_name,
     )
     default: dict[str, Any] = pretrained.config.get("data") or {}
     if not (default or options.fname or options.overrides):
@@ -147,7 +151,7 @@ def result_path(options: argparse.Namespace, ending: str) -> Path:
 
 def beside(weights: str | Path, ending: str) -> Path:
     """A file beside the weights: `msn-latest.pth.tar` and `knn.json` give `msn-latest-knn.json`."""
-    path = Path(weights)
+    path = Path(weights) if Path(weights).name else Path(weights).resolve()
     stem = path.name
     for suffix in (".tar", ".pth", ".pt"):
         stem = stem.removesuffix(suffix)

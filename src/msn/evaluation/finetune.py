@@ -20,7 +20,7 @@ from msn.data.augment import Augment, Centre, seeded
 from msn.evaluation.accuracy import Result
 from msn.evaluation.job import Job, build_job, read_weights
 from msn.evaluation.supervised import learn
-from msn.interop.pretrained import Pretrained
+from msn.interop.weights import Weights
 from msn.methods.schedules import warmup_cosine
 from msn.models.classifier import NOT_DECAYED, Classifier
 from msn.runtime import checkpoint, collectives, resumable
@@ -155,7 +155,7 @@ def build_mix(criterion: FinetuneCriterion, classes: int) -> Mixup | None:
     )
 
 
-def build_model(config: FinetuneConfig, weights: Pretrained, classes: int) -> Classifier:
+def build_model(config: FinetuneConfig, weights: Weights, classes: int) -> Classifier:
     """Pre-trained encoder and a new classifier, drawn from the run's seed, on the CPU.
 
     Raises:
@@ -169,7 +169,7 @@ def build_model(config: FinetuneConfig, weights: Pretrained, classes: int) -> Cl
         )
     with seeded(seed64(meta.seed, Stream.INIT)):
         return Classifier(
-            weights.encoder(),
+            weights.trainable(),
             classes,
             pool=meta.pool,
             drop_path_rate=meta.drop_path_rate,

@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from msn.data.batch import normalise
-from msn.data.normalisation import imagenet_normalisation
+from msn.data.inputs import images_or_views, pixels
+from msn.data.normalisation import Normalisation
 from msn.data.views import eval_view
-from msn.interop.pretrained import Pretrained, digest, read_pretrained
+from msn.interop import reading
+from msn.interop.architecture import digest
+from msn.interop.official import Which
+from msn.interop.weights import Weights
 from msn.models.encoder import VisionTransformer
 from msn.models.masking import kept_patches, random_keep
 from msn.runtime.errors import UserError
@@ -84,6 +88,7 @@ class FrozenEncoder:
         }
         self.digest = digest
         self.bf16 = bf16
+        self._require_patches((image_size, image_size))
 
     @property
     def vit(self) -> VisionTransformer:
@@ -94,45 +99,46 @@ class FrozenEncoder:
         """Numbers that make up the features of one image."""
         return self.vit.embed_dim * (taps.blocks + taps.patch_average)
 
-    def features(
-        self, images: Tensor | Sequence[np.ndarray], taps: Taps = MSN_TAPS, batch_size: int = 256
-    ) -> Tensor:
-        """Features of images in memory: float32 (N, D) on the CPU.
+    def features(self, images: Any, taps: Taps = MSN_TAPS, batch_size: int = 256) -> Tensor:
+        """Features of images in memory: float32 (N, D) on the CPU, a row for each image.
 
         Args:
-            images: uint8 arrays (H, W, C) of any sizes, of which the evaluation view is taken
-                (`msn.data.views.eval_view`); or a tensor of views that are made already, uint8
-                (N, S, S, C).
+            images: an image of Pillow, a uint8 array (H, W, C), or a list of those, of any sizes:
+                the evaluation view of each is taken (`msn.data.views.eval_view`). A tensor is of
+                views that are made already and used whole: uint8 (N, H, W, C) or (N, C, H, W); or
+                float (N, C, H, W), which is taken as normalized with `mean` and `std`.
             taps: which features.
             batch_size: images at a time.
+
+        Raises:
+            UserError: the images are none of that, or float pixels that are not normalized.
         """
         self.check(taps)
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: must be at least 1")
+        found = images_or_views(images, self.channels, Normalisation(self.mean, self.std))
         parts = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
+        for start in range(0, len(found), batch_size):
+            batch = found[start : start + batch_size]
             views = batch if isinstance(batch, Tensor) else self.views(batch)
             parts.append(self.encode(views, range(start, start + len(views)), taps))
         return torch.cat(parts) if parts else torch.empty(0, self.width(taps))
 
     def views(self, images: Sequence[np.ndarray]) -> Tensor:
         """Evaluation views, uint8 (N, S, S, C), of uint8 images (H, W, C)."""
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != self.channels or image.dtype != np.uint8:
-                raise UserError(
-                    f"an image of shape {image.shape} and type {image.dtype}: must be uint8"
-                    f" (height, width, {self.channels})"
-                )
-        return torch.from_numpy(np.stack([eval_view(image, self.image_size) for image in images]))
+        found = [eval_view(pixels(image, self.channels), self.image_size) for image in images]
+        return torch.from_numpy(np.stack(found))
 
     def encode(self, views: Tensor, indices: Sequence[int], taps: Taps = MSN_TAPS) -> Tensor:
-        """Features of one batch of views: uint8 (B, S, S, C) to float32 (B, D) on the CPU.
+        """Features of one batch of views, float32 (B, D) on the CPU.
 
         Args:
-            views: as made by `views`.
+            views: uint8 (B, H, W, C) as made by `views`, or normalized float (B, C, H, W).
             indices: of the images in their source: what patches an image loses depends on nothing
                 else, neither on the batch nor on the devices.
             taps: which features.
         """
+        self._require_patches(_sides(views))
         keep = self._keep(views, indices, taps.mask)
         count = min(len(self._vits), len(views))
         if count == 1:
@@ -166,7 +172,10 @@ class FrozenEncoder:
         self, vit: VisionTransformer, views: Tensor, keep: Tensor | None, taps: Taps
     ) -> Tensor:
         device = vit.cls_token.device
-        images = normalise(views, *self._statistics[device])
+        if views.is_floating_point():
+            images = views.to(device)
+        else:
+            images = normalise(views, *self._statistics[device])
         keep = None if keep is None else keep.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             if taps.blocks == 1 and not taps.patch_average:
@@ -176,10 +185,15 @@ class FrozenEncoder:
             )
             return features.float().cpu()
 
+    def _require_patches(self, sides: tuple[int, int]) -> None:
+        if 0 in self.vit.patch_embed.grid(*sides):
+            height, width = sides
+            raise UserError(f"images of {height} x {width} px: smaller than the encoder's patches")
+
     def _keep(self, views: Tensor, indices: Sequence[int], mask: float) -> Tensor | None:
         if not mask:
             return None
-        rows, columns = self.vit.patch_embed.grid(*views.shape[1:3])
+        rows, columns = self.vit.patch_embed.grid(*_sides(views))
         draws = [
             random_keep(rows * columns, mask, seed=seed64(0, Stream.MASK, index), images=1)
             for index in indices
@@ -187,24 +201,32 @@ class FrozenEncoder:
         return torch.stack([draw for draw in draws if draw is not None])
 
 
+def _sides(views: Tensor) -> tuple[int, int]:
+    """Height and width of views in either form."""
+    height, width = views.shape[-2:] if views.is_floating_point() else views.shape[1:3]
+    return height, width
+
+
 def load_encoder(
     path: str | Path,
     *,
-    encoder: str = "target",
+    encoder: Which = "target",
     model_name: str | None = None,
+    num_heads: int | None = None,
     devices: Sequence[torch.device | str] = ("cpu",),
     bf16: bool = False,
     image_size: int | None = None,
 ) -> FrozenEncoder:
-    """A frozen encoder from a checkpoint of this project or a released one of the official code.
+    """A frozen encoder from whatever `msn import` reads: a checkpoint, a folder, a release.
 
     The architecture follows from the file. Image size and normalisation are those of the training
     where the file tells them, else those of ImageNet.
 
     Args:
-        path: of the file.
+        path: of the file or folder, see `msn.interop.reading.read`.
         encoder: "target" (what is evaluated), or "anchor" where the file has it.
         model_name: the model that the weights have to be of; None takes what they are.
+        num_heads: attention heads, where the file does not tell.
         devices: to compute on; batches are split over them.
         bf16: compute under bfloat16 autocast, else in float32.
         image_size: side of the views, px; None takes that of the training.
@@ -212,12 +234,12 @@ def load_encoder(
     Raises:
         UserError: the file cannot be read, or holds another model.
     """
-    found = read_pretrained(path, encoder=encoder, model_name=model_name)
+    found = reading.read(path, which=encoder, num_heads=num_heads, model_name=model_name)
     return frozen(found, devices=devices, bf16=bf16, image_size=image_size)
 
 
 def frozen(
-    found: Pretrained,
+    found: Weights,
     *,
     devices: Sequence[torch.device | str] = ("cpu",),
     bf16: bool = False,
@@ -230,15 +252,12 @@ def frozen(
 
     Size and normalisation are those that are given, else the training's, else ImageNet's.
     """
-    data: dict[str, Any] = found.config.get("data") or {}
-    channels = found.architecture.in_chans
-    vit = vit or found.encoder()
-    usual = imagenet_normalisation(channels)
+    vit = vit or found.trainable()
     return FrozenEncoder(
         vit,
-        image_size=image_size or data.get("rand_size") or found.architecture.image_size,
-        mean=mean or found.mean or data.get("mean") or usual.mean,
-        std=std or found.std or data.get("std") or usual.std,
+        image_size=image_size or found.image_size,
+        mean=mean or found.normalisation.mean,
+        std=std or found.normalisation.std,
         digest=digest(vit.state_dict()),
         devices=devices,
         bf16=bf16,

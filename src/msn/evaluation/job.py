@@ -14,7 +14,9 @@ from msn.data.sources.base import SPLITS
 from msn.data.subsets import read_subset
 from msn.data.unreadable import Unreadable
 from msn.evaluation.readable import Seen, find_bad, without
-from msn.interop.pretrained import Pretrained, digest, read_pretrained
+from msn.interop import reading
+from msn.interop.architecture import digest
+from msn.interop.weights import Weights
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
 from msn.train.build import open_images
@@ -57,21 +59,21 @@ class Job:
         return (self.train, self.train_view), (self.val, self.val_view)
 
 
-def read_weights(config: EvaluationFile) -> Pretrained:
+def read_weights(config: EvaluationFile) -> Weights:
     """The pre-trained encoder that the config names.
 
     Raises:
         UserError: the file cannot be read, or is of another model.
     """
     meta = config.meta
-    return read_pretrained(
-        config.logging.pretrain_path, encoder=meta.weights, model_name=meta.model_name
+    return reading.read(
+        config.logging.pretrain_path, which=meta.weights, model_name=meta.model_name
     )
 
 
 def build_job(
     config: EvaluationFile,
-    weights: Pretrained,
+    weights: Weights,
     *,
     train_view: Transform,
     val_view: Transform,
@@ -103,6 +105,7 @@ def build_job(
     if not len(val):
         raise UserError("the val split: no image can be read; check data.root_path")
     steps = len(train) // whole
+    usual = weights.stated or train.source
     return Job(
         train=train,
         val=val,
@@ -111,12 +114,12 @@ def build_job(
         classes=splits.classes,
         class_names=splits.names[: splits.classes],
         skipped=unreadable.found,
-        mean=torch.tensor(data.mean or weights.mean or train.source.mean, device=device),
-        std=torch.tensor(data.std or weights.std or train.source.std, device=device),
+        mean=torch.tensor(data.mean or usual.mean, device=device),
+        std=torch.tensor(data.std or usual.std, device=device),
         batch_size=batch_size,
         steps_per_epoch=steps,
         total_steps=steps * epochs,
-        weights=digest(weights.weights),
+        weights=digest(weights.encoder),
     )
 
 

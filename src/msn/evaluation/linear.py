@@ -158,7 +158,7 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
         device=device,
     )
     return job, LinearLearner(
-        weights.encoder().to(device),
+        weights.trainable().to(device),
         [HeadSettings(*pair) for pair in product(optimization.lr, optimization.num_blocks)],
         classes=job.classes,
         normalize=optimization.normalize,

@@ -64,7 +64,8 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
     """
     folder, tag = Path(config.logging.folder), config.logging.write_tag
     found = checkpoint.newest_for_all(
-        lambda: checkpoint.load_newest(folder, tag, print, CLASSIFIER), CLASSIFIER
+        lambda: checkpoint.load_newest(folder, tag, print, CLASSIFIER),
+        lambda path: Found(path, checkpoint.load(path, CLASSIFIER)),
     )
     if found is None:
         if config.meta.load_checkpoint:

@@ -1,6 +1,6 @@
 """Model cards: what the weights are, how to load them, what licence they have to do with."""
 
-from msn.interop.pretrained import official_names
+from msn.interop.architecture import official_names
 from msn.interop.weights import Weights
 
 PAPER = "https://arxiv.org/abs/2204.07141"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from msn.interop import valid
+from msn.interop.architecture import digest, section
 from msn.interop.official import normalisation_of
-from msn.interop.pretrained import digest
 from msn.interop.weights import Classifier, Weights, weights_from
 from msn.runtime import checkpoint
 from msn.runtime.checkpoint import CLASSIFIER
@@ -28,13 +28,14 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
         UserError: it is of a linear evaluation, or reads averaged patches.
     """
     key = "average" if "average" in state else CLASSIFIER
-    tensors = checkpoint.state_dict(state[key], f"{path}: '{key}'")
-    if "head.weight" not in tensors:
+    tensors = valid.dense(state[key], f"{path}: '{key}'")
+    if not {"head.weight", "head.bias"} <= tensors.keys():
         raise UserError(
             f"{path}: holds linear classifiers without an encoder; export the weights that they"
             f" were trained on, with --head {path.name}"
         )
-    if _setting(state, "meta", "pool") == "patches":
+    config = section(state, "config", path)
+    if section(config, "meta", path).get("pool") == "patches":
         raise UserError(
             f"{path}: its classifier reads averaged patches, the forms to export to read the class"
             " token; fine-tune with meta.pool=cls"
@@ -47,9 +48,9 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
     return weights_from(
         encoder,
         path=path,
-        num_heads=num_heads or state.get("num_heads"),
+        num_heads=state.get("num_heads") if num_heads is None else num_heads,
         classifier=Classifier(tensors["head.weight"], tensors["head.bias"]),
-        normalisation=normalisation_of(state),
+        normalisation=normalisation_of(state, path),
     )
 
 
@@ -61,29 +62,32 @@ def with_linear_head(weights: Weights, path: Path) -> Weights:
             classifier sees more than the last block.
     """
     state = checkpoint.load(path, CLASSIFIER)
-    tensors = checkpoint.state_dict(state[CLASSIFIER], f"{path}: '{CLASSIFIER}'")
+    tensors = valid.dense(state[CLASSIFIER], f"{path}: '{CLASSIFIER}'")
     if digest(weights.encoder) != state.get("weights"):
         raise UserError(f"{path}: was trained on another encoder; give the one that it was for")
     number = _best(state, path)
-    parts = {
-        name: tensors.get(f"heads.{number}.{name}")
-        for name in ("norm.weight", "norm.bias", "linear.weight", "linear.bias")
-    }
-    if any(tensor is None for tensor in parts.values()):
-        raise UserError(f"{path}: not of a linear evaluation, it has no heads.{number}")
-    norm: dict[str, Tensor] = {n: t for n, t in parts.items() if t is not None and "norm." in n}
-    weight, bias = parts["linear.weight"], parts["linear.bias"]
-    assert weight is not None
-    assert bias is not None
-    if norm["norm.weight"].shape != weights.encoder["norm.weight"].shape:
-        name = state["classifiers"][number]
+    names = ("norm.weight", "norm.bias", "linear.weight", "linear.bias")
+    try:
+        parts = {name: tensors[f"heads.{number}.{name}"] for name in names}
+    except KeyError:
+        raise UserError(f"{path}: not of a linear evaluation, it has no heads.{number}") from None
+    if parts["norm.weight"].shape != weights.encoder["norm.weight"].shape:
         raise UserError(
-            f"{path}: its best classifier ({name}) sees several blocks, the forms to export to see"
-            " the last; evaluate with optimization.num_blocks=1"
+            f"{path}: its best classifier (number {number + 1}) sees several blocks, the forms to"
+            " export to see the last; evaluate with optimization.num_blocks=1"
         )
-    unit_length = _setting(state, "optimization", "normalize") is not False
-    return replace(
-        weights, encoder=weights.encoder | norm, classifier=Classifier(weight, bias, unit_length)
+    norm = {name: tensor for name, tensor in parts.items() if name.startswith("norm.")}
+    settings = section(section(state, "config", path), "optimization", path)
+    unit_length = settings.get("normalize") is not False
+    classifier = Classifier(parts["linear.weight"], parts["linear.bias"], unit_length)
+    return weights_from(
+        weights.encoder | norm | weights.head,
+        path=path,
+        num_heads=weights.architecture.size.num_heads,
+        prototypes=weights.prototypes,
+        classifier=classifier,
+        normalisation=weights.stated,
+        config=weights.config,
     )
 
 
@@ -117,10 +121,8 @@ def _best(state: dict[str, Any], path: Path) -> int:
     epochs = state.get("accuracy")
     if not epochs:
         raise UserError(f"{path}: no epoch is finished in it; give a later checkpoint")
-    return max(range(len(epochs[-1])), key=lambda number: epochs[-1][number][0])
-
-
-def _setting(state: dict[str, Any], section: str, key: str) -> Any:
-    """A value of the config in the file, None where it is not there."""
-    config = state.get("config")
-    return (config.get(section) or {}).get(key) if isinstance(config, dict) else None
+    try:
+        top1 = [float(score[0]) for score in epochs[-1]]
+        return top1.index(max(top1))
+    except (TypeError, ValueError, LookupError):
+        raise UserError(f"{path}: 'accuracy' is no list of scores; check the file") from None

@@ -1,7 +1,7 @@
-"""Hugging Face folders of ViTMSN: `config.json`, `model.safetensors`, `preprocessor_config.json`.
+"""Hugging Face folders: `config.json`, `model.safetensors`, `preprocessor_config.json`.
 
-Written under the parameter names of transformers 4, which version 5 reads, too; read under either.
-Writing needs no transformers.
+Written as ViTMSN, under the parameter names of transformers 4, which version 5 reads, too. Read
+under either, also as ViT (which DINO's are, too) or ViTMAE. Neither needs transformers.
 """
 
 import re
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from msn.data.normalisation import Normalisation
 from msn.data.views import eval_short_side
-from msn.interop import card
+from msn.interop import card, valid
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
-from msn.interop.weights import Classifier, Tensors, Weights, weights_from
+from msn.interop.weights import Classifier, Tensors, Weights, require_facts, weights_from
 from msn.models.encoder import EncoderSize
+from msn.runtime.checkpoint import shown
 from msn.runtime.errors import UserError
 from msn.runtime.files import new_folder, write_json
 
@@ -27,6 +28,36 @@ PREFIX = "vit."
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 FIXED = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6}
 """What every MSN encoder has; a folder with other values is of another model."""
+SMALL_EPS = 1e-12
+"""Default of ViT and ViTMAE there; the trainings had 1e-6, as MSN. Beside the variance of a trained
+token neither is anything that float32 keeps."""
+LEFT_OUT = {
+    MODEL_TYPE: ("embeddings.mask_token",),  # its masking by replacement, not MSN's
+    "vit": ("embeddings.mask_token", "pooler.", "decoder."),
+    "vit_mae": ("decoder.",),
+}
+"""Parts beside the encoder by `model_type` of folders that can be read."""
+OTHERS = {
+    "dinov2": "scales each branch of a block (LayerScale)",
+    "dinov2_with_registers": "has register tokens and LayerScale",
+    "dinov3_vit": "has rotary positions, register tokens and LayerScale",
+    "deit": "has a distillation token",
+    "ijepa": "has no class token",
+    "beit": "has relative positions and LayerScale",
+    "data2vec-vision": "has relative positions and LayerScale",
+    "swin": "has windows of attention",
+}
+"""Models alike, and how they differ."""
+FACTS = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "num_channels": "channels",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "hidden",
+}
+"""Keys of the config by our names of what they say."""
 
 OUTER = {
     "cls_token": "embeddings.cls_token",
@@ -83,30 +114,47 @@ def write(folder: Path, weights: Weights) -> None:
 
 
 def read(folder: Path) -> Weights:
-    """Read a folder of ViTMSN, with or without classifier, sharded or not.
+    """Read a folder of ViTMSN, ViT or ViTMAE, with or without classifier, sharded or not.
 
     Raises:
         UserError: not such a folder, or its tensors are not those that its config says.
     """
-    config = read_json(folder / CONFIG)
-    if config.get("model_type") != MODEL_TYPE:
-        raise UserError(
-            f"{folder / CONFIG}: model_type is {config.get('model_type')!r}; only {MODEL_TYPE!r}"
-            " can be imported"
-        )
-    for key, value in FIXED.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{folder / CONFIG}: {key} {config[key]!r} is not MSN's {value!r}")
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_tensors(folder).items()}
-    tensors.pop("embeddings.mask_token", None)  # ViTMSN's masking by replacement, not MSN's
+    path = folder / CONFIG
+    config = read_json(path)
+    left_out = LEFT_OUT[_model_type(config, path)]
+    named = valid.dense(dict(read_tensors(folder)), str(folder))
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(left_out)}
     weight, bias = tensors.pop("classifier.weight", None), tensors.pop("classifier.bias", None)
-    return weights_from(
-        from_huggingface(tensors),
+    weights = weights_from(
+        from_huggingface(tensors, folder),
         path=folder,
         num_heads=config.get("num_attention_heads", 12),
         classifier=Classifier(weight, bias) if weight is not None and bias is not None else None,
         normalisation=_normalisation(folder),
     )
+    require_facts(weights, config, FACTS, path)
+    labels = config.get("id2label")
+    if weights.classifier and isinstance(labels, dict):
+        require_facts(weights, {"id2label": len(labels)}, {"id2label": "classes"}, path)
+    return weights
+
+
+def _model_type(config: dict[str, Any], path: Path) -> str:
+    """The type of the model, if it is one whose encoder is MSN's."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in LEFT_OUT:
+        reason = OTHERS.get(kind) if isinstance(kind, str) else None
+        raise UserError(
+            f"{path}: model_type is {shown(repr(kind))}"
+            f"{f', which {reason}, as MSN has not' if reason else ''};"
+            f" only {', '.join(map(repr, LEFT_OUT))} can be imported"
+        )
+    for key, value in FIXED.items():
+        eps_alike = key == "layer_norm_eps" and kind != MODEL_TYPE and config.get(key) == SMALL_EPS
+        if config.get(key, value) != value and not eps_alike:
+            raise UserError(f"{path}: {key} {shown(repr(config[key]))} is not MSN's {value!r}")
+    return kind
 
 
 def to_huggingface(encoder: Tensors) -> Tensors:
@@ -127,8 +175,12 @@ def to_huggingface(encoder: Tensors) -> Tensors:
     return renamed
 
 
-def from_huggingface(tensors: Tensors) -> Tensors:
-    """The other way round, from the names of either version; unknown names stay as they are."""
+def from_huggingface(tensors: Tensors, path: Path) -> Tensors:
+    """The other way round, from the names of either version; unknown names stay as they are.
+
+    Raises:
+        UserError: queries, keys and values of a block are not of one shape; `path` is named.
+    """
     renamed: Tensors = {}
     thirds: dict[str, dict[str, Tensor]] = {}
     outer = {theirs: ours for ours, theirs in OUTER.items()}
@@ -149,6 +201,12 @@ def from_huggingface(tensors: Tensors) -> Tensors:
         else:
             renamed[f"blocks.{number}.{ours}.{kind}"] = tensor
     for name, parts in thirds.items():
+        shapes = {(tuple(part.shape), part.dtype) for part in parts.values()}
+        if len(shapes) > 1 or () in dict(shapes):
+            raise UserError(
+                f"{path}: {name}: query, key and value have the shapes"
+                f" {', '.join(str(shape) for shape, _ in shapes)}, must be one; get the folder anew"
+            )
         if len(parts) == 3:  # else it is missing, and said to be
             renamed[name] = torch.cat([parts[f"attn.{third}"] for third in "qkv"])
     return renamed
@@ -216,6 +274,4 @@ def _normalisation(folder: Path) -> Normalisation | None:
         return None
     values = read_json(folder / PREPROCESSOR)
     mean, std = values.get("image_mean"), values.get("image_std")
-    if not isinstance(mean, list) or not isinstance(std, list):
-        return None
-    return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    return None if mean is None or std is None else Normalisation(mean, std)

@@ -8,7 +8,8 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from msn.data.normalisation import Normalisation
+from msn.data.inputs import NORMALIZE, require_normalized
+from msn.data.normalisation import Normalisation, imagenet_normalisation
 from msn.interop.weights import Weights, weights_from
 from msn.methods.msn.build import draw_prototypes
 from msn.methods.msn.losses import LossSettings, log_prior
@@ -17,6 +18,7 @@ from msn.methods.schedules import linear
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.models.head import projection_head
 from msn.models.masking import Masking
+from msn.runtime.errors import UserError
 
 
 class PreTrainingOutput(NamedTuple):
@@ -127,9 +129,13 @@ class MSNForPreTraining(
             target: (B, C, H, W).
             random: (B, R, C, H, W), anchor views that lose patches.
             focal: (B, F, C, h, w), small anchor views.
+
+        Raises:
+            UserError: a tensor is not of normalized views, or not of as many images as the others.
         """
         if focal is None:
             focal = random[:, :0]
+        self._check({"target": target, "random": random, "focal": focal})
         views = views_of(target, random.transpose(0, 1), focal.transpose(0, 1))
         output = self.msn(views, step=self._step)
         losses, target_features = output.details
@@ -139,6 +145,23 @@ class MSNForPreTraining(
             losses.regulariser.detach(),
             target_features,
         )
+
+    def _check(self, views: dict[str, Tensor]) -> None:
+        """Refuse views that are not as `forward` says; values are looked at before step 1 only."""
+        images, channels = len(views["target"]), self.msn.anchor.in_chans
+        for name, given in views.items():
+            axes = 4 if name == "target" else 5
+            shape = given.shape
+            if given.ndim != axes or shape[-3] != channels or not 0 < len(given) == images:
+                many = "" if name == "target" else "views, "
+                raise UserError(
+                    f"{name} views of shape {tuple(shape)}: must be (images, {many}{channels},"
+                    " height, width), with as many images as the target views"
+                )
+            if not given.is_floating_point():
+                raise UserError(f"{name} views of {given.dtype}: must be floats; {NORMALIZE}")
+            if self._step == 0:
+                require_normalized(given, imagenet_normalisation(channels))
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -1,14 +1,18 @@
 """The whole state of a run in one folder with hashes, to be published and continued elsewhere."""
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
 
+from msn.config.load import load_config
 from msn.interop import card, official
+from msn.interop.tensorfile import require_file
 from msn.runtime import checkpoint
+from msn.runtime.checkpoint import State, listed, shown
 from msn.runtime.errors import UserError
-from msn.runtime.files import new_folder, writing
+from msn.runtime.files import new_folder, replacing, writing
 
 SUMS = "SHA256SUMS"
 NEEDED = ("encoder", "target_encoder", "prototypes", "opt", "step", "config")
@@ -25,18 +29,13 @@ def write(folder: Path, path: Path) -> None:
     Raises:
         UserError: it is no full checkpoint of this project, or its config is not beside it.
     """
-    tag, state = _tag(path), checkpoint.load(path)
-    missing = [key for key in NEEDED if key not in state]
-    if missing:
-        raise UserError(
-            f"{path}: has no {', '.join(missing)}, so training cannot go on from it;"
-            " export to official what holds weights only"
-        )
+    tag, state = _tag(path), _whole_state(path)
+    weights = official.from_state(state, path=path)
     config = checkpoint.config_path(path.parent, tag)
     if not config.exists():
         raise UserError(f"{config}: missing; the config of the run has to be beside its checkpoint")
     logs = [log for pattern in EXTRAS for log in sorted(path.parent.glob(pattern.format(tag=tag)))]
-    readme = card.release(official.from_state(state, path=path), tag, int(state["step"]))
+    readme = card.release(weights, tag, state["step"])
     with new_folder(folder) as temporary, writing(folder):
         for file in (path, config, *logs):
             shutil.copyfile(file, temporary / file.name)
@@ -46,24 +45,32 @@ def write(folder: Path, path: Path) -> None:
         (temporary / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def unpack(release: Path, folder: Path) -> list[Path]:
-    """Copy the files of a release into a new folder to go on in, once all hashes are right.
+def unpack(release: Path, folder: Path) -> Path:
+    """Make a release the folder of a run, to go on there; its config, which says that it does.
 
     Raises:
-        UserError: a file is missing or is not the one that was released.
+        UserError: a file is missing or is not the one that was released, or the run cannot go on
+            from it. Nothing is written then.
     """
-    names = verify(release)
+    names, path = verify(release), checkpoint_in(release)
+    config = checkpoint.config_path(release, _tag(path))
+    if config.name not in names:
+        raise UserError(f"{release / SUMS}: lists no {config.name}; get the release anew")
+    text = load_config(config, [f"logging.folder={json.dumps(str(folder))}"]).dump_yaml()
+    official.from_state(_whole_state(path), path=path)
     with new_folder(folder) as temporary, writing(folder):
         for name in names:
             shutil.copyfile(release / name, temporary / name)
-    return [folder / name for name in names]
+        with replacing(temporary / config.name) as file:
+            file.write_text(text, encoding="utf-8")
+    return folder / config.name
 
 
 def checkpoint_in(release: Path) -> Path:
     """The checkpoint of a release, once all hashes are right.
 
     Raises:
-        UserError: as `unpack` does.
+        UserError: as `verify` does, or there is none or more than one.
     """
     names = [name for name in verify(release) if name.endswith(".pth.tar")]
     if len(names) != 1:
@@ -78,6 +85,7 @@ def verify(release: Path) -> list[str]:
         UserError: they have not; all that is wrong is listed.
     """
     try:
+        require_file(release / SUMS)
         lines = (release / SUMS).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{release / SUMS}: cannot be read; get the release anew") from None
@@ -85,7 +93,9 @@ def verify(release: Path) -> list[str]:
     for line in lines:
         match = re.fullmatch(r"([0-9a-f]{64})  ([^/\\]+)", line)
         if not match:
-            raise UserError(f"{release / SUMS}: not a line of a hash and a file name: {line!r}")
+            raise UserError(
+                f"{release / SUMS}: not a line of a hash and a file name: {shown(line)!r}"
+            )
         expected, name = match.groups()
         names.append(name)
         if not (release / name).is_file():
@@ -93,7 +103,7 @@ def verify(release: Path) -> list[str]:
         elif sha256(release / name) != expected:
             problems.append(f"{name} has another SHA-256")
     if problems:
-        raise UserError(f"{release}: {'; '.join(problems)}; get the release anew")
+        raise UserError(f"{release}: {listed(problems)}; get the release anew")
     return names
 
 
@@ -104,6 +114,20 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _whole_state(path: Path) -> State:
+    """What a checkpoint holds, if training can go on from it."""
+    state = checkpoint.load(path)
+    missing = [key for key in NEEDED if key not in state]
+    if missing:
+        raise UserError(
+            f"{path}: has no {', '.join(missing)}, so training cannot go on from it;"
+            " export to official what holds weights only"
+        )
+    if type(state["step"]) is not int:
+        raise UserError(f"{path}: step is {shown(state['step'])}, must be a number of steps")
+    return state
 
 
 def _tag(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from msn.interop import valid
 from msn.interop.weights import Tensors
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
@@ -16,12 +17,23 @@ SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
+def require_file(path: Path) -> None:
+    """Refuse what is there but no file, such as a pipe, which would be waited for.
+
+    Raises:
+        UserError: it is.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is neither a file nor a folder; give one that holds weights")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
         UserError: missing, too large, or not that.
     """
+    require_file(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
@@ -56,15 +68,18 @@ def read_file(path: Path) -> Tensors:
     Raises:
         UserError: missing, damaged, holding code, or not tensors by name.
     """
+    require_file(path)
     if path.suffix != ".safetensors":
-        return checkpoint.state_dict(checkpoint.load(path, None), str(path))
+        return valid.dense(checkpoint.load(path, None), str(path))
     try:
         # Not mapped into memory: a file replaced while in use would end the process.
         return load(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the path") from None
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except KeyError as error:
+        raise UserError(f"{path}: holds numbers of a type that torch has not ({error})") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: truncated, damaged, or not safetensors ({reason})") from None
 
 
@@ -78,5 +93,6 @@ def _read_shards(folder: Path, weight_map: Any, index: str) -> Tensors:
         tensors |= read_file(folder / file)
     missing = [name for name in weight_map if name not in tensors]
     if missing:
-        raise UserError(f"{folder}: the shards lack {', '.join(missing)}; get the folder anew")
+        lacking = checkpoint.listed([checkpoint.shown(name) for name in missing])
+        raise UserError(f"{folder}: the shards lack {lacking}; get the folder anew")
     return tensors

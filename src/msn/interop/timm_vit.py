@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from msn.data.normalisation import Normalisation
 from msn.data.views import eval_short_side
 from msn.interop import card
+from msn.interop.architecture import section
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
-from msn.interop.weights import Classifier, Tensors, Weights, weights_from
+from msn.interop.weights import Classifier, Tensors, Weights, require_facts, weights_from
 from msn.runtime.errors import UserError
 from msn.runtime.files import new_folder, write_json
 
@@ -27,6 +28,16 @@ NAMES = {
     (1024, 16): "vit_large_patch16_224",
 }
 """timm's architectures by width and patch; any other size is the first, with arguments."""
+
+FACTS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "in_chans": "channels",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
+"""Its arguments by our names of what they say."""
 
 
 def write(folder: Path, weights: Weights) -> None:
@@ -55,21 +66,27 @@ def write(folder: Path, weights: Weights) -> None:
         (temporary / "README.md").write_text(readme, encoding="utf-8")
 
 
-def read(folder: Path) -> Weights:
+def read(folder: Path, *, num_heads: int | None = None) -> Weights:
     """Read a folder of a plain timm ViT: class token, no pooling norm, no extra tokens.
 
     Raises:
-        UserError: not such a folder, or of a ViT with other parts, which are listed.
+        UserError: not such a folder, or of a ViT with other parts, which are listed, or its tensors
+            are not those that its config says.
     """
-    config = read_json(folder / CONFIG)
-    arguments, cfg = config.get("model_args") or {}, config.get("pretrained_cfg") or config
+    path = folder / CONFIG
+    config = read_json(path)
+    arguments = section(config, "model_args", path)
+    cfg = section(config, "pretrained_cfg", path) or config
     mean, std = cfg.get("mean"), cfg.get("std")
-    return from_tensors(
+    weights = from_tensors(
         read_tensors(folder),
         path=folder,
-        num_heads=arguments.get("num_heads"),
-        normalisation=Normalisation(tuple(mean), tuple(std)) if mean and std else None,
+        num_heads=arguments.get("num_heads", num_heads),
+        normalisation=None if mean is None or std is None else Normalisation(mean, std),
     )
+    require_facts(weights, arguments, FACTS, path)
+    require_facts(weights, config, {"num_classes": "classes"}, path)
+    return weights
 
 
 def from_tensors(
@@ -79,10 +96,15 @@ def from_tensors(
     num_heads: int | None = None,
     normalisation: Normalisation | None = None,
 ) -> Weights:
-    """Weights from timm's state dict of such a model."""
-    rest = {name: t for name, t in tensors.items() if name not in ("head.weight", "head.bias")}
+    """Weights from timm's state dict of such a model, or MAE's, whose decoder is left out."""
+    rest = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in ("head.weight", "head.bias", "mask_token")
+        and not name.startswith("decoder_")
+    }
     classifier = None
-    if len(tensors) == len(rest) + 2:
+    if {"head.weight", "head.bias"} <= tensors.keys():
         classifier = Classifier(tensors["head.weight"], tensors["head.bias"])
     return weights_from(
         rest,

@@ -1,17 +1,19 @@
 """The form that all others are read into and written from: tensors under the official names."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from msn.data.normalisation import Normalisation, imagenet_normalisation
-from msn.interop.pretrained import Architecture, infer_architecture
+from msn.interop import valid
+from msn.interop.architecture import MAX_SIDE, Architecture, infer_architecture, section
 from msn.models.encoder import VisionTransformer, build_encoder
 from msn.models.head import projection_head
-from msn.runtime.checkpoint import differences
+from msn.runtime.checkpoint import listed, shown
 from msn.runtime.errors import UserError
 
 Tensors = dict[str, Tensor]
@@ -38,26 +40,47 @@ class Weights:
     """An encoder and what was saved with it.
 
     Attributes:
+        path: where they were read, for errors.
         architecture: of the encoder.
-        normalisation: of its images.
         encoder: tensors by official name, without the head.
         head: tensors of the projection head (`fc.*`), none where it was not kept.
         prototypes: (K, out_dim), None where they were not kept.
         classifier: of a fine-tuned model, or a linear one on frozen features.
+        stated: normalisation of its images, where it was saved.
+        config: of the run that made them, empty where it was not saved.
     """
 
+    path: Path
     architecture: Architecture
-    normalisation: Normalisation
     encoder: Tensors
     head: Tensors = field(default_factory=dict)
     prototypes: Tensor | None = None
     classifier: Classifier | None = None
+    stated: Normalisation | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of its images; ImageNet's, where it was not saved."""
+        return self.stated or imagenet_normalisation(self.architecture.in_chans)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the views of the training, px; without its config that of the positions."""
+        size = section(self.config, "data", self.path).get("rand_size")
+        return self.architecture.image_size if size is None else size
 
     def build(self) -> VisionTransformer:
-        """The encoder, with its head if there is one, in evaluation mode."""
+        """The encoder, with its head if there is one, in float32 and in evaluation mode."""
         encoder = _without_values(self.architecture, self.head)
         encoder.load_state_dict(self.encoder | self.head, assign=True)
-        return encoder.requires_grad_(False).eval()
+        return encoder.float().requires_grad_(False).eval()
+
+    def trainable(self) -> VisionTransformer:
+        """The encoder without its head, in float32, with tensors of its own."""
+        encoder = self.architecture.build()
+        encoder.load_state_dict(self.encoder)
+        return encoder
 
 
 def weights_from(
@@ -68,55 +91,113 @@ def weights_from(
     prototypes: Tensor | None = None,
     classifier: Classifier | None = None,
     normalisation: Normalisation | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Weights:
     """Weights from the tensors of an encoder in official names, with or without its head.
+
+    Whatever is read passes through here: all of it is checked.
 
     Args:
         tensors: by name.
         path: where they were read, for errors.
-        num_heads: attention heads, which the tensors do not tell; None takes those of the official
-            encoder of this size.
-        prototypes: passed on.
-        classifier: passed on.
-        normalisation: of the images; None takes ImageNet's.
+        num_heads: attention heads, which the tensors do not tell; None takes those of the config
+            or of the official encoder of this size.
+        prototypes: (K, out_dim).
+        classifier: on the class token.
+        normalisation: of the images, where it is known.
+        config: of the run that made them, where it is known.
 
     Raises:
-        UserError: the tensors are not those of an encoder: all that is wrong is listed; or the
-            number of heads is not known.
+        UserError: the tensors are not those of an encoder, or other parts do not fit it: what is
+            wrong is listed; or the number of heads is not known.
     """
+    tensors = valid.dense(tensors, str(path))
     head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     if len(head) == len(tensors):
         raise UserError(f"{path}: holds a projection head without an encoder; give both")
-    architecture = infer_architecture(tensors, path=path, num_heads=num_heads)
-    if architecture.size.embed_dim % architecture.size.num_heads:
-        raise UserError(
-            f"{path}: {architecture.size.num_heads} attention heads do not divide the width"
-            f" {architecture.size.embed_dim}; give the number that it was trained with"
-        )
-    encoder = {name: tensor for name, tensor in tensors.items() if name not in head}
-    problems = differences(tensors, _without_values(architecture, head).state_dict())
-    if problems:
-        size = architecture.size
+    architecture = infer_architecture(tensors, config, path=path, num_heads=num_heads)
+    size, channels = architecture.size, architecture.in_chans
+    model = _without_values(architecture, head)
+    if problems := valid.unlike(tensors, model.state_dict()):
         raise UserError(
             f"{path}: not the tensors of a ViT of width {size.embed_dim} and depth {size.depth}:"
-            f" {'; '.join(problems)}; check that the file is whole and of such an encoder"
+            f" {listed(problems)}; check that the file is whole and of such an encoder"
         )
-    return Weights(
+    if prototypes is not None:
+        width = head[HEAD + "fc3.weight"].shape[0] if head else None
+        prototypes = valid.matrix("prototypes", prototypes, width, path)
+    if normalisation is not None:
+        normalisation = valid.normalisation(normalisation, channels, path)
+    weights = Weights(
+        path=path,
         architecture=architecture,
-        normalisation=normalisation or imagenet_normalisation(architecture.in_chans),
-        encoder=encoder,
+        encoder={name: tensor for name, tensor in tensors.items() if name not in head},
         head=head,
         prototypes=prototypes,
-        classifier=classifier,
+        classifier=classifier and _fitting(classifier, size.embed_dim, path),
+        stated=normalisation,
+        config=config or {},
     )
+    if type(side := weights.image_size) is not int or not 0 < side <= MAX_SIDE:
+        raise UserError(f"{path}: data.rand_size is {shown(side)}, must be 1 to {MAX_SIDE} px")
+    return weights
+
+
+def require_facts(
+    weights: Weights, config: dict[str, Any], names: dict[str, str], path: Path
+) -> None:
+    """Refuse a config that says something else than the tensors that it is with.
+
+    Args:
+        weights: what the tensors are.
+        config: keys that are not there say nothing.
+        names: for each key the name of what it says: width, depth, hidden, ...
+        path: of the config, for errors.
+
+    Raises:
+        UserError: it does.
+    """
+    (patch_size, width, depth, num_heads, mlp_ratio), channels, side = weights.architecture
+    facts = {
+        "image_size": side,
+        "patch_size": patch_size,
+        "channels": channels,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "hidden": int(width * mlp_ratio),
+        "classes": len(weights.classifier.bias) if weights.classifier else 0,
+    }
+    for key, name in names.items():
+        said, fact = config.get(key), facts[name]
+        if said is None or said in (fact, [fact, fact]):
+            continue
+        stride = (name == "image_size" and type(said) is int and patch_size) or 0
+        if stride and said // stride == side // stride:  # the rest of a patch is not seen
+            continue
+        raise UserError(
+            f"{path}: {key} is {shown(said)}, but the tensors beside it are of {fact};"
+            " get the folder anew"
+        )
+
+
+def _fitting(classifier: Classifier, width: int, path: Path) -> Classifier:
+    """The classifier, if it is one of tokens of this width."""
+    weight = valid.matrix("classifier.weight", classifier.weight, width, path)
+    if not torch.is_tensor(classifier.bias) or classifier.bias.shape != weight.shape[:1]:
+        raise UserError(f"{path}: 'classifier.bias' is not a number for each of its classes")
+    bias = valid.matrix("classifier.bias", classifier.bias[None], len(weight), path)[0]
+    return classifier._replace(weight=weight, bias=bias)
 
 
 def _without_values(architecture: Architecture, head: Tensors) -> VisionTransformer:
     """The encoder on the meta device, with a head as its tensors have it."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parts without numbers, which will not fit
         fc = None
-        if {HEAD + "fc1.weight", HEAD + "fc3.weight"} <= head.keys():
-            hidden, out = (head[HEAD + name].shape[0] for name in ("fc1.weight", "fc3.weight"))
+        ends = [head.get(HEAD + name) for name in ("fc1.weight", "fc3.weight")]
+        if head and not any(end is None or end.ndim != 2 for end in ends):
+            hidden, out = (len(end) for end in ends if end is not None)
             batch_norm = any(name.startswith(HEAD + "bn") for name in head)
             width = architecture.size.embed_dim
             fc = projection_head(width, hidden, out, batch_norm=batch_norm)

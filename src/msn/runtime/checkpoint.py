@@ -13,9 +13,11 @@ import pickle
 import pickletools
 import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +25,15 @@ from torch import Tensor, nn
 
 from msn.runtime import collectives, integrity, sharding
 from msn.runtime.collectives import agreed, of_rank_0
-from msn.runtime.errors import UserError
+from msn.runtime.errors import UserError, printable
 from msn.runtime.files import open_regular, replacing, writing
 
 VERSION = 1
 State = dict[str, Any]
 
 CLASSIFIER = "classifier"  # a key that tells a classifier from a run of pre-training
+# What wrappers of modules (compiled, sharded, checkpointed, parallel) put between a name's parts.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 
 
 class Found(NamedTuple):
@@ -135,7 +139,7 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
     try:
         if not integrity.has_its_sums(path):
             raise _damaged(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _load_plain(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; check the path") from None
     except IsADirectoryError:
@@ -176,8 +180,8 @@ def _is_pickle(path: Path) -> bool:
         return False
 
 
-def newest_for_all(find: Callable[[], Found | None], key: str = "target_encoder") -> Found | None:
-    """What `find` finds on rank 0, read by every process. All of them call this.
+def newest_for_all(find: Callable[[], Found | None], read: Callable[[Path], Found]) -> Found | None:
+    """What `find` finds on rank 0, which the others `read`. All processes call this.
 
     Raises:
         UserError: of this process, of what it looked for or read.
@@ -187,7 +191,7 @@ def newest_for_all(find: Callable[[], Found | None], key: str = "target_encoder"
         found = find() if collectives.rank() == 0 else None
     path = of_rank_0(found and found.path)
     with agreed():
-        return found or (Found(path, load(path, key)) if path else None)
+        return found or (read(path) if path else None)
 
 
 def load_newest(
@@ -225,7 +229,7 @@ def load_weights(
     optional: str | None = None,
     finite: bool = True,
 ) -> None:
-    """Load a state dict strictly; a `module.` prefix of DistributedDataParallel is dropped.
+    """Load a state dict strictly; what wrappers of modules add to names is dropped.
 
     Of the names that begin with `optional` all may be missing: the module keeps its own.
 
@@ -272,21 +276,27 @@ def load_tensor(tensor: Tensor | None, own: Tensor) -> None:
 
 
 def state_dict(value: Any, where: str) -> dict[str, Tensor]:
-    """`value`, if it is a state dict, without the `module.` prefix of DistributedDataParallel.
+    """`value`, if it is a state dict, without what `WRAPPERS` add to its names.
 
     Raises:
         UserError: it is not; `where` says what was looked at.
     """
-    named = isinstance(value, dict) and value and all(isinstance(name, str) for name in value)
-    if not named or not all(map(torch.is_tensor, value.values())):
+    if not isinstance(value, dict) or not value or not all(map(torch.is_tensor, value.values())):
         raise UserError(f"{where} is not a state dict; it must map names to tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in value.items()}
+    odd = next((name for name in value if not isinstance(name, str)), None)
+    if odd is not None:
+        raise UserError(f"{where} is not a state dict: {shown(odd)} is no name of a tensor")
+    bare = {".".join(p for p in name.split(".") if p not in WRAPPERS): name for name in value}
+    if len(bare) < len(value):
+        twice = next(name for name in value if name not in bare.values())
+        raise UserError(f"{where} holds {shown(twice)} twice, with and without a wrapper's prefix")
+    return {name: value[given] for name, given in bare.items()}
 
 
 def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """What is missing, unknown or of another shape in `given`."""
     problems = [f"{name} missing" for name in expected if name not in given]
-    problems += [f"{name} unknown" for name in given if name not in expected]
+    problems += [f"{shown(name)} unknown" for name in given if name not in expected]
     problems += [
         f"{name} is {tuple(given[name].shape)} and must be {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -295,12 +305,22 @@ def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return problems
 
 
+def listed(problems: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more
+
+
+def shown(name: object) -> str:
+    """A name or value of a file, which may be anything, in a few printable characters."""
+    text = printable(str(name))
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
     """The error for weights that are of another model."""
-    shown = "; ".join(problems[:5])
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     return UserError(
-        f"{path}: '{key}' is of another model: {shown}{more};"
+        f"{path}: '{key}' is of another model: {listed(problems)};"
         " give the config (meta, criterion.num_proto, data sizes) that it was trained with"
     )
 
@@ -310,6 +330,14 @@ def unusable(path: Path, key: str, problem: str) -> UserError:
     return UserError(
         f"{path}: '{key}' cannot be used: {problem}; take another file, such as an earlier save"
     )
+
+
+def _load_plain(path: Path) -> Any:
+    """What a file of torch holds: tensors and plain values, and the options of other programs."""
+    options: list[Any] = [(SimpleNamespace, "argparse.Namespace")]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(options):
+        warnings.simplefilter("ignore")  # of old forms of files and tensors, for programmers
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _newest_first(folder: Path, tag: str) -> list[Path]:

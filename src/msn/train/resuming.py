@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from msn.config.load import Config
+from msn.interop import reading
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
@@ -17,12 +18,14 @@ def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
     In this order: the run's own newest checkpoint, `meta.read_checkpoint` (with
     `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimiser state warm-starts.
     """
-    found = checkpoint.newest_for_all(lambda: find(config, folder, tag))
+    found = checkpoint.newest_for_all(
+        lambda: find(config, parts, folder, tag), lambda path: open_start(config, parts, path)
+    )
     with agreed():
         return restore(config, parts, found) if found else 0
 
 
-def find(config: Config, folder: Path, tag: str) -> checkpoint.Found | None:
+def find(config: Config, parts: Parts, folder: Path, tag: str) -> checkpoint.Found | None:
     """The file to start from.
 
     Raises:
@@ -38,9 +41,20 @@ def find(config: Config, folder: Path, tag: str) -> checkpoint.Found | None:
                 f"meta.load_checkpoint is true, but {folder} holds no checkpoint '{tag}-*';"
                 " set it to false to start from the beginning"
             )
-        return checkpoint.Found(folder / name, checkpoint.load(folder / name))
+        return open_start(config, parts, folder / name)
     warm = config.meta.init_from
-    return checkpoint.Found(Path(warm), checkpoint.load(Path(warm))) if warm else None
+    return open_start(config, parts, Path(warm)) if warm else None
+
+
+def open_start(config: Config, parts: Parts, path: Path) -> checkpoint.Found:
+    """A file or folder to start from: of this project, to go on exactly, or any with an encoder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    exact = str(path) != config.meta.init_from
+    heads = parts.model.encoder.blocks[0].attn.num_heads
+    return checkpoint.Found(path, reading.read_start(path, num_heads=heads, exact=exact))
 
 
 def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:

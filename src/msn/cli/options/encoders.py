@@ -16,7 +16,12 @@ _RESULT = "JSON file for the result; left out, one beside the weights"
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the weights, where they compute, and the images with their overrides."""
     add = parser.add_argument
-    add("--weights", type=path, metavar="FILE", help="checkpoint of msn or of the official code")
+    add(
+        "--weights",
+        type=path,
+        metavar="FILE",
+        help="checkpoint of msn or of the official code, or whatever else msn import reads",
+    )
     add(
         "--fname",
         type=path,
@@ -33,6 +38,12 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         "--model-name",
         metavar="NAME",
         help="refuse weights of another model than this: deit_small or vit_small, deit_base, ...",
+    )
+    add(
+        "--num-heads",
+        type=count,
+        metavar="N",
+        help="number of attention heads, where the weights do not tell",
     )
     add(
         "--devices",

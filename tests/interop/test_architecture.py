@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from msn.interop.pretrained import infer_architecture, read_pretrained
+from msn.interop.architecture import infer_architecture
+from msn.interop.reading import read
 from msn.models.encoder import ENCODERS, EncoderSize, build_encoder
 from msn.models.head import projection_head
 from msn.runtime.errors import UserError
@@ -68,11 +69,11 @@ def test_other_weights_are_refused(missing: str) -> None:
 
 def test_an_official_file(tmp_path: Path) -> None:
     path = official_file(tmp_path / "official.pth.tar")
-    found = read_pretrained(path)
+    found = read(path)
     assert found.architecture == (SMALL, 3, 16)
-    assert not any(name.startswith(("fc.", "module.")) for name in found.weights)
-    assert (found.config, found.mean) == ({}, None)
-    vit = found.encoder()
+    assert not any(name.startswith(("fc.", "module.")) for name in found.encoder)
+    assert (found.config, found.stated) == ({}, None)
+    vit = found.trainable()
     saved = torch.load(path)["target_encoder"]
     assert all(torch.equal(saved[f"module.{name}"], x) for name, x in vit.state_dict().items())
 
@@ -80,39 +81,39 @@ def test_an_official_file(tmp_path: Path) -> None:
 def test_target_or_anchor(tmp_path: Path) -> None:
     anchor = build_encoder(SMALL, image_size=16).state_dict()
     path = official_file(tmp_path / "both.pth.tar", encoder=anchor)
-    found = read_pretrained(path, encoder="anchor")
-    assert torch.equal(found.weights["cls_token"], anchor["cls_token"])
-    assert not torch.equal(read_pretrained(path).weights["cls_token"], anchor["cls_token"])
+    found = read(path, which="anchor")
+    assert torch.equal(found.encoder["cls_token"], anchor["cls_token"])
+    assert not torch.equal(read(path).encoder["cls_token"], anchor["cls_token"])
     alone = official_file(tmp_path / "target.pth.tar")
-    with pytest.raises(UserError, match="it has no key 'encoder'"):
-        read_pretrained(alone, encoder="anchor")
+    with pytest.raises(UserError, match="has no 'encoder', like the released files"):
+        read(alone, which="anchor")
 
 
 def test_a_wrong_model_name_names_both(tmp_path: Path) -> None:
     path = tmp_path / "tiny.pth.tar"
     vit = build_encoder(ENCODERS["deit_tiny"], image_size=32)
     torch.save({"target_encoder": vit.state_dict()}, path)
-    assert read_pretrained(path, model_name="deit_tiny").architecture.size.embed_dim == 192
+    assert read(path, model_name="deit_tiny").architecture.size.embed_dim == 192
     with pytest.raises(UserError, match=r"are of deit_tiny \(width 192.*not of deit_small; give"):
-        read_pretrained(path, model_name="deit_small")
-    assert read_pretrained(path, model_name="vit_tiny").architecture.size.embed_dim == 192
+        read(path, model_name="deit_small")
+    assert read(path, model_name="vit_tiny").architecture.size.embed_dim == 192
     with pytest.raises(UserError, match=r"not of vit_small; give --model-name deit_tiny"):
-        read_pretrained(path, model_name="vit_small")
+        read(path, model_name="vit_small")
     for name in ("vit_small2", "vit_", "vit_4gf", "resnet"):
         with pytest.raises(UserError, match=f"--model-name {name}: not a model; known are deit_"):
-            read_pretrained(path, model_name=name)
+            read(path, model_name=name)
 
 
 def test_broken_files(tmp_path: Path) -> None:
     path = tmp_path / "broken.pth.tar"
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="no key 'target_encoder'"):
-        read_pretrained(path)
+        read(path)
     torch.save({"target_encoder": {"cls_token": "text"}}, path)
     with pytest.raises(UserError, match="not a state dict"):
-        read_pretrained(path)
+        read(path)
     weights = build_encoder(SMALL, image_size=16).state_dict()
     del weights["blocks.1.mlp.fc2.bias"]
     torch.save({"target_encoder": weights}, path)
     with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc2\.bias missing"):
-        read_pretrained(path).encoder()
+        read(path).trainable()

@@ -1,0 +1,182 @@
+"""The architecture that the shapes of weights tell."""
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from msn.config.sections.meta import official_name
+from msn.models.encoder import (
+    CONV_STEM_STRIDE,
+    ENCODERS,
+    EncoderSize,
+    VisionTransformer,
+    build_encoder,
+)
+from msn.runtime import checkpoint
+from msn.runtime.errors import UserError
+
+State = dict[str, Tensor]
+HEAD_WIDTH = 64  # of each attention head in all named models but deit_huge
+IMAGENET_SIDE = 224
+MAX_SIDE = 2**14  # px
+MAX_DEPTH = 1000
+
+
+class Architecture(NamedTuple):
+    """What it takes to build the encoder that some weights fit."""
+
+    size: EncoderSize
+    in_chans: int
+    image_size: int  # px, the side that the position embeddings are stored for
+
+    def build(self) -> VisionTransformer:
+        """An encoder of this architecture, with random weights and without head."""
+        return build_encoder(self.size, image_size=self.image_size, in_chans=self.in_chans)
+
+
+def digest(weights: State) -> str:
+    """SHA-256 of names, types, shapes and values of weights."""
+    result = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        result.update(values.view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
+
+
+def infer_architecture(
+    weights: State,
+    config: dict[str, Any] | None = None,
+    *,
+    path: Path,
+    num_heads: int | None = None,
+) -> Architecture:
+    """The architecture of a state dict with official names and no prefix.
+
+    Shapes tell everything but the number of heads: that is `num_heads`, else the config's (as in
+    our checkpoints), else of the official model of these sizes, else one head for each 64 of the
+    width.
+
+    Raises:
+        UserError: these are not the weights of a Vision Transformer, or of no known number of
+            heads.
+    """
+    stem = weights.get("patch_embed.stem.0.weight")
+    first = _part(weights, f"patch_embed.{'proj' if stem is None else 'stem.0'}.weight", 4, path)
+    width = _part(weights, "cls_token", 3, path).shape[-1]
+    patches = _part(weights, "pos_embed", 3, path).shape[1] - 1
+    hidden = _part(weights, "blocks.0.mlp.fc1.weight", 2, path).shape[0]
+    patch_size = first.shape[-1] if stem is None else None
+    mlp_ratio = hidden / width
+    if int(width * mlp_ratio) != hidden:  # a quotient rounded down would lose a unit
+        mlp_ratio = (hidden + 0.5) / width
+    size = EncoderSize(patch_size, width, _depth(weights, path), 0, mlp_ratio)
+    meta = section(config or {}, "meta", path)
+    if num_heads is None:
+        num_heads = _heads(size, meta, path)
+    rows, stride = math.isqrt(patches), patch_size or CONV_STEM_STRIDE
+    # 224 px lose a border where the patch does not divide them, and give the same grid.
+    side = IMAGENET_SIDE if IMAGENET_SIDE // stride == rows else rows * stride
+    if rows * rows != patches or not 0 < side <= MAX_SIDE:
+        raise UserError(
+            f"{path}: pos_embed is for {patches} patches of {stride} px; they must form a square"
+            f" of at most {MAX_SIDE} px; check that the file is whole"
+        )
+    if type(num_heads) is not int or num_heads < 1 or width % num_heads:
+        raise UserError(
+            f"{path}: {checkpoint.shown(num_heads)} attention heads do not divide the width"
+            f" {width}; give the number that it was trained with (--num-heads)"
+        )
+    return Architecture(size._replace(num_heads=num_heads), first.shape[1], image_size=side)
+
+
+def _part(weights: State, name: str, axes: int, path: Path) -> Tensor:
+    """A tensor that every Vision Transformer has, of that many axes."""
+    if name not in weights:
+        raise UserError(
+            f"{path}: not the weights of a Vision Transformer with official names (no '{name}');"
+            " give a checkpoint of pre-training"
+        )
+    tensor = weights[name]
+    if tensor.ndim != axes or 0 in tensor.shape:
+        raise UserError(
+            f"{path}: {name} has the shape {tuple(tensor.shape)}, must have {axes} axes and none"
+            " of them empty; check that the file is whole and of a Vision Transformer"
+        )
+    return tensor
+
+
+def _depth(weights: State, path: Path) -> int:
+    """The number of blocks, all of which are there in part at least."""
+    found = (re.match(r"blocks\.(0|[1-9]\d{0,3})\.", name) for name in weights)
+    numbers = {int(match[1]) for match in found if match}
+    depth = 1 + max(numbers)
+    if depth > MAX_DEPTH or len(numbers) < depth:
+        raise UserError(
+            f"{path}: has {len(numbers)} blocks with numbers to {depth - 1}; they must be numbered"
+            f" from 0 without a gap, {MAX_DEPTH} at most; check that the file is whole"
+        )
+    return depth
+
+
+def official_names(size: EncoderSize) -> list[str]:
+    """The official models of this size; two of them are the same, and most sizes have none."""
+    return [name for name, known in ENCODERS.items() if known == size]
+
+
+def _heads(size: EncoderSize, meta: dict[str, Any], path: Path) -> Any:
+    if encoder := section(meta, "encoder", path):
+        return encoder.get("num_heads")
+    name = meta.get("model_name")
+    if isinstance(name, str) and name in ENCODERS:
+        return ENCODERS[name].num_heads
+    for known in ENCODERS.values():
+        if known._replace(num_heads=0) == size:
+            return known.num_heads
+    if size.embed_dim % HEAD_WIDTH:
+        raise UserError(
+            f"{path}: {size.embed_dim} wide and {size.depth} deep is no official model, and the"
+            " file does not tell the number of heads; give --num-heads (of msn import), or a"
+            " checkpoint of `msn`"
+        )
+    return size.embed_dim // HEAD_WIDTH
+
+
+def section(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A mapping among the values that a file holds, empty where it is not there.
+
+    Raises:
+        UserError: it is something else.
+    """
+    found = values.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise UserError(
+            f"{path}: {key} is {checkpoint.shown(found)}, must be a mapping; check the file"
+        )
+    return found or {}
+
+
+def require_model(size: EncoderSize, name: str, path: Path) -> None:
+    """Refuse weights that are not of an official model.
+
+    Raises:
+        UserError: there is no such model, or the weights are of another one.
+    """
+    given, name = name, official_name(name)
+    if name not in ENCODERS:
+        raise UserError(f"--model-name {given}: not a model; known are {', '.join(ENCODERS)}")
+    if ENCODERS[name] == size:
+        return
+    patch = f"patch {size.patch_size}" if size.patch_size else "a convolutional stem"
+    shapes = f"width {size.embed_dim}, depth {size.depth}, {size.num_heads} heads, {patch}"
+    actual = " or ".join(official_names(size))
+    remedy = f"give --model-name {actual}" if actual else "leave --model-name out"
+    raise UserError(
+        f"{path}: the weights are of {actual or 'another model'} ({shapes}), not of {given};"
+        f" {remedy}, or other weights"
+    )
