@@ -97,17 +97,21 @@ def test_the_choices_are_those_of_the_parts() -> None:
 
 
 def test_a_wrong_value_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    whole, number = "must be a whole number of at least 1", "must be a finite number above 0"
+    whole, number = "must be a whole number from 1 to", "must be a number above 0"
     for words, message in {
         "evaluate knn --k nan": f"--k nan: {whole}",
         "evaluate knn --k 1_0": f"--k 1_0: {whole}",
         "evaluate knn --k 5 0": f"--k 0: {whole}",
-        "evaluate knn --temperature inf": f"--temperature inf: {number}",
+        "evaluate knn --temperature inf": "--temperature inf: must be a number from 0.0001",
+        "evaluate all --draws 2147483647": f"--draws 2147483647: {whole} 1,000,000,000",
+        "features --out x --image-size 100000": f"--image-size 100000: {whole} 4,096",
+        "features --out x --batch-size 9999999": f"--batch-size 9999999: {whole} 1,000,000",
+        "pretrain --fname x --start-timeout 1e308": f"--start-timeout 1e308: {number}, up to 1,0",
         "evaluate knn --mask 1": "--mask 1: must be a share of at least 0 and below 1",
         "evaluate knn --mask nan": "--mask nan: must be a share of at least 0 and below 1",
         "evaluate all --max-images 0": f"--max-images 0: {whole}",
         "evaluate all --seed -1": "--seed -1: must be a whole number of at least 0",
-        "evaluate logistic --lambd nan": f"--lambd nan: {number}, or auto",
+        "evaluate logistic --lambd nan": f"--lambd nan: {number}, up to 1,000,000,000, or auto",
         "evaluate logistic --normalize maybe": "--normalize maybe: must be true or false",
         "export a b --to x": "--to: invalid choice: 'x'",
         "pretrain --fname x --profile 0": f"--profile 0: {whole}",

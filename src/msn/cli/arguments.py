@@ -1,7 +1,6 @@
 """What the options of all commands share: the parser, its help, and the types of values."""
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -78,11 +77,24 @@ def _number(
     return convert
 
 
+def _between(least: int, most: int) -> Callable[[str], int]:
+    rule = f"a whole number from {least} to {most:,}"
+    return _number(int, rule, lambda value: least <= value <= most)
+
+
+# As wide as the keys of a config: what lies outside is a slip.
+MOST = 1_000_000_000
 whole = _number(int, "a whole number of at least 0", lambda value: 0 <= value < 2**63)
-count = _number(int, "a whole number of at least 1", lambda value: 1 <= value < 2**31)
-positive = _number(float, "a finite number above 0", lambda value: 0 < value < math.inf)
+count = _between(1, MOST)
+batch = _between(1, 1_000_000)
+few = _between(1, 1000)
+side = _between(1, 4096)
+positive = _number(float, f"a number above 0, up to {MOST:,}", lambda value: 0 < value <= MOST)
+divisor = _number(float, "a number from 0.0001 to 1,000", lambda value: 1e-4 <= value <= 1000)
 share = _number(float, "a share of at least 0 and below 1", lambda value: 0 <= value < 1)
-_strength = _number(float, "a finite number above 0, or auto", lambda value: 0 < value < math.inf)
+_strength = _number(
+    float, f"a number above 0, up to {MOST:,}, or auto", lambda value: 0 < value <= MOST
+)
 
 
 def strength(text: str) -> float | None:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from msn.cli.arguments import count, path, positive, share, strength, truth, whole
+from msn.cli.arguments import batch, count, divisor, few, path, share, side, strength, truth, whole
 
 ENCODERS = ("target", "anchor")
 SOLVERS = ("cyanure", "torch", "sklearn")
@@ -62,11 +62,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=count,
+        type=side,
         metavar="PX",
         help="side of the images that the encoder sees; left out, that of the training",
     )
-    add("--batch-size", type=count, default=256, metavar="N", help="images at a time")
+    add("--batch-size", type=batch, default=256, metavar="N", help="images at a time")
     add("--cache", type=path, metavar="FOLDER", help="keep features here and find them again")
     add("--skip-bad", action="store_true", help="go on without the images that cannot be read")
     add(
@@ -84,7 +84,7 @@ def add_knn(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--k", type=count, nargs="+", default=[10, 20], help="numbers of neighbors that vote")
     add("--vote", nargs="+", choices=VOTES, default=VOTES, help="how the neighbors vote")
-    add("--temperature", type=positive, default=0.07, help="temperature of the weighted vote")
+    add("--temperature", type=divisor, default=0.07, help="temperature of the weighted vote")
     add("--out", type=path, metavar="FILE", help=_RESULT)
 
 
@@ -194,7 +194,7 @@ def _add_taps(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--blocks",
-        type=count,
+        type=few,
         default=1,
         metavar="K",
         help="take the class tokens of the last K blocks, side by side",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from msn.cli.arguments import count, path, whole
+from msn.cli.arguments import count, few, path, side, whole
 
 FORMATS = ("official", "huggingface", "timm", "onnx", "torch", "release")
 IMPORTED_AS = ("official", "huggingface", "timm", "run")
@@ -53,7 +53,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--image-size",
-        type=count,
+        type=side,
         nargs="+",
         metavar="PX",
         help="side of the images, or height and width; left out, that of the training",
@@ -98,7 +98,7 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     add("--fname", required=True, type=path, metavar="CONFIG", help="YAML config file of the views")
     add("--image", required=True, type=path, metavar="FILE", help="image to make views of")
     add("--out", required=True, type=path, metavar="PNG", help="picture to write")
-    add("--epochs", type=count, default=4, help="number of rows of views, one per epoch")
+    add("--epochs", type=few, default=4, help="number of rows of views, one per epoch")
     add(
         "overrides",
         nargs="*",
