@@ -118,7 +118,7 @@ def test_a_released_file_given_by_hand(
     digest = release.sha256(given)
     assert cli.main(["import", "official:vits16_800ep", "--from", str(given)]) == 0
     said = capsys.readouterr().out
-    for part in ("deit_small: width 384", digest, "CC BY-NC 4.0", "projection head, 1024 prot"):
+    for part in ("deit_small: width 384", digest, "CC BY-NC 4.0", "projection head, 1,024 prot"):
         assert part in said
     assert cli.main(["import", "official:vits16_800ep"]) == 0  # now it is in the cache
     assert zoo.cached_path("vits16_800ep").exists()

@@ -9,6 +9,7 @@ from msn.interop.architecture import official_names
 from msn.interop.weights import Weights
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place
+from msn.runtime.wording import counted
 
 ZOO = "official:"
 WRITERS = {"official": official.write, "huggingface": huggingface.write, "timm": timm_vit.write}
@@ -46,14 +47,14 @@ def describe(weights: Weights) -> str:
     names = " = ".join(official_names(size)) or "no official model"
     rest = [
         "projection head" * bool(weights.head),
-        f"{len(weights.prototypes)} prototypes" if weights.prototypes is not None else "",
-        f"{len(weights.classifier.bias)} classes" if weights.classifier else "",
+        counted(len(weights.prototypes), "prototype") if weights.prototypes is not None else "",
+        counted(len(weights.classifier.bias), "class") if weights.classifier else "",
     ]
     return "\n".join(
         (
             f"encoder  {names}: width {size.embed_dim}, depth {size.depth},"
-            f" {size.num_heads} heads, {patch}",
-            f"images   {side} x {side} px, {channels} channels",
+            f" {counted(size.num_heads, 'head')}, {patch}",
+            f"images   {side} x {side} px, {counted(channels, 'channel')}",
             f"with     {', '.join(filter(None, rest)) or 'nothing else'}",
         )
     )

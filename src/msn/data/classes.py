@@ -8,6 +8,7 @@ import numpy as np
 from msn.data.labelled import LabelledSet, evenly_spaced
 from msn.data.sources import Source
 from msn.runtime.errors import UserError, printable
+from msn.runtime.wording import counted
 
 NAMED = 5  # classes in a message
 
@@ -152,4 +153,4 @@ def _lacking_notes(lacking: list[str], val: LabelledSet, classes: int) -> list[s
 
 
 def _count(names: list[str]) -> str:
-    return f"{len(names)} class{'es' * (len(names) > 1)}"
+    return counted(len(names), "class")

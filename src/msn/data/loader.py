@@ -26,6 +26,7 @@ from msn.data.views import SampleViews, make_views
 from msn.data.workers import PREFETCH, made_by_workers
 from msn.runtime import keyed
 from msn.runtime.errors import RunError, UserError
+from msn.runtime.wording import counted
 
 MOST_WORKERS = 32  # that "auto" takes: more hold more batches in memory than they gain
 REPLACEMENTS = 20  # images tried in place of a bad one
@@ -81,7 +82,7 @@ def training_batches(
     if len(source) < global_batch:
         raise UserError(
             f"criterion.batch_size is {batch_size} but the data set has only {len(source)} images"
-            f" for {world_size} process{'es' * (world_size > 1)}; lower it or add images"
+            f" for {counted(world_size, 'process')}; lower it or add images"
         )
     if not 0 < steps_per_epoch <= len(source) // global_batch:
         raise ValueError(f"{steps_per_epoch} steps of {global_batch} from {len(source)} images")

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from msn.data.image import BadImage
 from msn.runtime.errors import UserError, printable
+from msn.runtime.wording import counted
 
 NAMED = 10  # in a message
 
@@ -42,7 +43,7 @@ class Unreadable:
         """
         if not self.found:
             return []
-        count = f"{len(self.found)} image{'s' * (len(self.found) > 1)}"
+        count = counted(len(self.found), "image")
         named = ", ".join(f"{name} ({why})" for name, why in list(self.found.items())[:NAMED])
         more = f", and {len(self.found) - NAMED} more" * (len(self.found) > NAMED)
         if not self.skip:

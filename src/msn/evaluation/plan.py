@@ -6,7 +6,10 @@ import torch
 
 from msn.config.load import EvaluationFile
 from msn.evaluation.job import Job
+from msn.runtime.devices import described
 from msn.runtime.errors import UserError
+from msn.runtime.wording import aligned, counted
+from msn.train.build import use_bf16
 
 
 def describe(
@@ -15,8 +18,17 @@ def describe(
     classifiers: Sequence[str],
     device: torch.device,
     processes: int = 1,
+    done: int = 0,
 ) -> str:
-    """Tell the plan as text, one fact a line.
+    """Tell the plan as text, one fact a line; the run itself says it first.
+
+    Args:
+        config: of the evaluation.
+        job: what there is to learn.
+        classifiers: names of what is trained.
+        device: that it computes on.
+        processes: that share the work.
+        done: steps that a checkpoint goes on from.
 
     Raises:
         UserError: there are fewer images than a step takes.
@@ -30,14 +42,15 @@ def describe(
         )
     epochs = job.total_steps // job.steps_per_epoch
     facts = {
-        "device": f"{device}, {processes} {'process' if processes == 1 else 'processes'}",
+        "device": f"{described(device)}, {counted(processes, 'process')}",
+        "precision": "bf16" if use_bf16(config.meta.precision, device) else "fp32",
         "weights": config.logging.pretrain_path,
         "images": f"{len(job.train)} to learn from, {len(job.val)} to measure with",
         "classes": str(job.classes),
         "classifiers": f"{len(classifiers)}: {', '.join(classifiers)}",
         "batch": f"{job.batch_size} per process, {whole} over all",
-        "steps": f"{steps} per epoch, {steps * epochs} in {epochs} epochs",
+        "steps": f"{steps} per epoch, {steps * epochs} in {counted(epochs, 'epoch')}",
         "output": f"{config.logging.folder}/{config.logging.write_tag}-*",
+        "start": f"after {done:,} of {steps * epochs:,} steps" if done else "from the beginning",
     }
-    width = max(map(len, facts))
-    return "\n".join(f"{name.ljust(width)}  {fact}" for name, fact in facts.items())
+    return aligned(facts.items())

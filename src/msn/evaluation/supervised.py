@@ -18,6 +18,7 @@ from msn.data.labelled import Bad, Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count, worker_deaths
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
 from msn.evaluation.job import Job
+from msn.evaluation.plan import describe
 from msn.evaluation.readable import require_readable
 from msn.evaluation.resuming import Learner, best_path, latest_path, resume, take_up
 from msn.runtime import checkpoint, collectives
@@ -57,6 +58,8 @@ def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
         if chief:
             with replacing(checkpoint.config_path(folder, tag)) as path:
                 path.write_text(config.dump_yaml(), encoding="utf-8")
+            world, device = collectives.world_size(), job.mean.device
+            print(describe(config, job, learner.names, device, world, start), flush=True)
         if start < job.total_steps:
             train(config, job, learner, epochs, start)
     best = best_epoch(epochs)

@@ -16,6 +16,7 @@ from msn.data.normalisation import Normalisation
 from msn.runtime import checkpoint, integrity
 from msn.runtime.checkpoint import shown
 from msn.runtime.errors import UserError
+from msn.runtime.wording import counted
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -83,7 +84,8 @@ def normalisation(values: Normalisation, channels: int, path: Path) -> Normalisa
         least = 0 if name == "std" else -math.inf
         if not fit or len(numbers) != channels or not all(least < n < math.inf for n in numbers):
             raise UserError(
-                f"{path}: {name} is {shown(numbers)}, must be {channels} finite"
-                f" number{'s' * (channels > 1)}{' above 0' * (name == 'std')}, one for each channel"
+                f"{path}: {name} is {shown(numbers)}, must be"
+                f" {counted(channels, 'finite number')}{' above 0' * (name == 'std')}, one for each"
+                " channel"
             )
     return Normalisation(*(tuple(map(float, numbers)) for numbers in values))

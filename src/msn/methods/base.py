@@ -159,6 +159,11 @@ class Method(nn.Module, ABC):
         ]
 
     @classmethod
+    def notes(cls, config: Config, images: int) -> list[str]:
+        """Say what of a config is probably not meant, for so many images an epoch."""
+        return []
+
+    @classmethod
     def cost(cls, config: Config, channels: int, *, bf16: bool) -> Cost | None:
         """Estimate what an image of a step costs; None where nobody has counted it."""
         return None

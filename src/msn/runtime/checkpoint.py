@@ -204,20 +204,37 @@ def load_newest(
     Raises:
         UserError: there are checkpoints, but none that can be read. Nothing is moved then.
     """
+    found, damaged = _first_readable(folder, tag, key)
+    if found is None:
+        return None
+    for broken, reason in damaged:
+        os.replace(broken, broken.with_name(broken.name + ".damaged"))
+        say(f"{reason}; moved aside, going on from {found.path.name}")
+    return found
+
+
+def peek_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | None:
+    """What `load_newest` would take; nothing is moved.
+
+    Raises:
+        UserError: there are checkpoints, but none that can be read.
+    """
+    return _first_readable(folder, tag, key)[0]
+
+
+def _first_readable(
+    folder: Path, tag: str, key: str
+) -> tuple[Found | None, list[tuple[Path, UserError]]]:
+    """The newest checkpoint that can be read, and those before it that cannot."""
     damaged: list[tuple[Path, UserError]] = []
     for path in _newest_first(folder, tag):
         try:
-            found = Found(path, load(path, key))
+            return Found(path, load(path, key)), damaged
         except UserError as error:
             damaged.append((path, error))
-            continue
-        for broken, reason in damaged:
-            os.replace(broken, broken.with_name(broken.name + ".damaged"))
-            say(f"{reason}; moved aside, going on from {path.name}")
-        return found
     if damaged:
         raise UserError(f"{damaged[0][1]}; move it away to start this run from the beginning")
-    return None
+    return None, damaged
 
 
 def load_weights(

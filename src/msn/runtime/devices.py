@@ -3,12 +3,16 @@
 import contextlib
 import importlib.util
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from msn.runtime.errors import UserError
+from msn.runtime.wording import counted
 
 SMALL = 10**8  # products: some 10 ms of one thread
 
@@ -35,6 +39,18 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--devices {name}: only cpu and cuda are supported")
     return device
+
+
+def described(device: torch.device) -> str:
+    """Name a device and what it is: `cuda:0 (NVIDIA H200)`, `cpu (Intel Xeon, 2 threads)`."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        words = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", words, re.MULTILINE)
+        model = found[1] if found else model
+    return f"{device} ({model}, {counted(torch.get_num_threads(), 'thread')})"
 
 
 def require_compiler(device: torch.device) -> None:

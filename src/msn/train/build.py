@@ -22,6 +22,7 @@ from msn.runtime import collectives, sharding
 from msn.runtime.devices import require_compiler
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
+from msn.runtime.wording import counted
 from msn.train.optim import FiniteGuard, build_optimizer
 
 
@@ -58,8 +59,8 @@ class Batch:
         return self.own * self.processes
 
     def __str__(self) -> str:
-        processes = f"{self.processes} process{'es' * (self.processes > 1)}"
-        return f"{self.total} = {self.micro} x {self.accumulate} micro-batches x {processes}"
+        parts = counted(self.accumulate, "micro-batch"), counted(self.processes, "process")
+        return f"{self.total} = {self.micro} x {' x '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,26 @@ class Parts:
         return replace(self, replica=collectives.replicated(self.model))
 
 
-def build_parts(config: Config, device: torch.device, method: type[Method] | None = None) -> Parts:
+def build_parts(
+    config: Config,
+    device: torch.device,
+    method: type[Method] | None = None,
+    processes: int | None = None,
+) -> Parts:
     """Build a run, checking first what is cheap to check.
 
     Args:
         config: of the run.
         device: of this process.
         method: a method of one's own; None takes the one that `meta.method` names.
+        processes: that the run will have; None counts those that there are.
 
     Raises:
         UserError: a folder or file that the config names is missing or wrong.
     """
     data = local_copy(config.data) if config.meta.copy_data else config.data
     source = open_images(data, "train")
-    batch = share_out(config, collectives.world_size())
+    batch = share_out(config, processes or collectives.world_size())
     steps = steps_per_epoch(batch, len(source))
     model = build_model(method or method_of(config), config, source.channels, steps)
     if config.meta.shard:

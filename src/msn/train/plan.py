@@ -1,18 +1,19 @@
 """The dry run: what a config would do and what it would cost, without doing it."""
 
+from pathlib import Path
+
 import torch
 
-from msn.config.load import Config
+from msn.config.load import Config, Optimization
 from msn.methods import Cost, Fact, method_of
-from msn.train.build import (
-    Batch,
-    Schedules,
-    build_schedules,
-    open_images,
-    share_out,
-    use_bf16,
-)
-from msn.train.build import steps_per_epoch as whole_batches
+from msn.runtime.devices import described
+from msn.runtime.wording import aligned, counted
+from msn.train.build import Batch, Parts, Schedules, build_parts, use_bf16
+from msn.train.resuming import foreseen
+
+META = torch.device("meta")
+SMALL_BATCH = 64
+RECIPE = Optimization.model_fields["lr"].default
 
 
 def describe(config: Config, device: torch.device, processes: int = 1) -> str:
@@ -21,29 +22,60 @@ def describe(config: Config, device: torch.device, processes: int = 1) -> str:
     Raises:
         UserError: the images that the config names are not there.
     """
-    source = open_images(config.data, "train")
-    batch = share_out(config, processes)
-    steps = whole_batches(batch, len(source))
-    method, channels = method_of(config), config.data.channels or source.channels
+    left_out = {"copy_data": False, "shard": False, "compile": False}
+    simple = config.model_copy(update={"meta": config.meta.model_copy(update=left_out)})
+    with META:
+        parts = build_parts(simple, META, processes=processes)
+    method, channels, steps = method_of(config), parts.source.channels, parts.steps_per_epoch
     bf16 = use_bf16(config.meta.precision, device)
     cost = method.cost(config, channels, bf16=bf16)
     lines = [
-        *step_lines(batch, config.optimization.epochs, len(source), steps),
-        *schedule_lines(build_schedules(config, steps), config, steps),
+        *facts(config, parts, device, foreseen(config, parts)),
+        *schedule_lines(parts.schedules, config, steps),
         *method.plan(config, channels, steps),
-        *(cost_lines(cost, batch, steps, bf16=bf16) if cost else ()),
+        *(cost_lines(cost, parts.batch, steps, bf16=bf16) if cost else ()),
     ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name.ljust(width)}  {fact}" for name, fact in lines)
+    said = [f"note: {note}" for note in (*config.notices(), *notes(config, parts))]
+    return "\n".join([aligned(lines), *said])
 
 
-def step_lines(batch: Batch, epochs: int, images: int, steps: int) -> list[Fact]:
-    """Batch and length of the run."""
+def facts(config: Config, parts: Parts, device: torch.device, start: str) -> list[Fact]:
+    """What a run is: said first by the run itself, and by its dry run.
+
+    Args:
+        config: of the run.
+        parts: of it.
+        device: that it computes on.
+        start: where it starts from.
+    """
+    steps, epochs = parts.steps_per_epoch, config.optimization.epochs
+    bf16 = use_bf16(config.meta.precision, device)
     return [
-        ("images", f"{images:,}"),
-        ("global batch", str(batch)),
-        ("steps", f"{steps:,} per epoch x {epochs} epochs = {steps * epochs:,}"),
+        ("device", described(device)),
+        ("precision", "bf16" if bf16 else "fp32"),
+        ("images", f"{len(parts.source):,}"),
+        ("global batch", str(parts.batch)),
+        ("steps", f"{steps:,} per epoch x {counted(epochs, 'epoch')} = {steps * epochs:,}"),
+        ("output", f"{Path(config.logging.folder) / config.logging.write_tag}-*"),
+        ("start", start),
     ]
+
+
+def notes(config: Config, parts: Parts) -> list[str]:
+    """What is probably not meant; the run goes on all the same."""
+    opt, total = config.optimization, parts.batch.total
+    found = []
+    if opt.warmup > opt.epochs / 10:
+        found.append(
+            f"optimization.warmup {opt.warmup:g} is more than a tenth of the run of"
+            f" {counted(opt.epochs, 'epoch')}"
+        )
+    if total < SMALL_BATCH and opt.lr == RECIPE:
+        found.append(
+            f"optimization.lr {opt.lr:g} is the recipe's, for batches of about 1,024 images, but a"
+            f" step takes {total}; consider a lower one"
+        )
+    return [*found, *parts.model.notes(config, total * parts.steps_per_epoch)]
 
 
 def schedule_lines(schedules: Schedules, config: Config, steps: int) -> list[Fact]:

@@ -27,10 +27,12 @@ from msn.runtime.keyed import Stream, seed64
 from msn.runtime.lock import locked, require_shared
 from msn.runtime.sharding import full
 from msn.runtime.signals import stop_on_signal
+from msn.runtime.wording import aligned, counted
 from msn.train.build import Parts, build_parts
 from msn.train.optim import set_hyperparameters, step_unless
+from msn.train.plan import facts, notes
 from msn.train.probe import Probe, is_due, whole_encoder
-from msn.train.resuming import resume
+from msn.train.resuming import BEGINNING, resume
 from msn.train.runlog import COLUMNS, RunLog, StepTimer
 from msn.train.saving import Saver
 
@@ -105,6 +107,8 @@ def pretrain(config: Config, device: torch.device, method: type[Method] | None =
         with agreed():
             require_shared(checkpoint.lock_path(folder, tag), owner)
         start = resume(config, parts, folder, tag)
+        if chief:
+            introduce(config, parts, start)
         parts = parts.replicated()
         workers = worker_count(config.data.num_workers, collectives.sharing_cores())
         with agreed():
@@ -114,6 +118,14 @@ def pretrain(config: Config, device: torch.device, method: type[Method] | None =
             wanted = chief and config.logging.probe
             probe = Probe(config, parts, num_workers=workers) if wanted else None
         run(config, parts, probe, start)
+
+
+def introduce(config: Config, parts: Parts, start: int) -> None:
+    """Say what the run is, and what of it is probably not meant."""
+    after = f"after {start:,} of {parts.total_steps:,} steps" if start else BEGINNING
+    print(aligned(facts(config, parts, parts.device, after)))
+    for note in notes(config, parts):
+        print(f"note: {note}", flush=True)
 
 
 def run(config: Config, parts: Parts, probe: Probe | None, start: int) -> None:
@@ -141,7 +153,8 @@ def run(config: Config, parts: Parts, probe: Probe | None, start: int) -> None:
         if start < parts.total_steps:
             train(config, parts, log, bad_images, probe, start)
         log.say(
-            f"finished: {config.optimization.epochs} epochs, {parts.total_steps} steps;"
+            f"finished: {counted(config.optimization.epochs, 'epoch')},"
+            f" {counted(parts.total_steps, 'step')};"
             f" weights in {checkpoint.latest_path(folder, tag)}"
         )
     if config.logging.probe and config.logging.probe.report:

@@ -16,6 +16,7 @@ from msn.runtime import checkpoint, collectives
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing
+from msn.runtime.wording import counted
 from msn.train.build import Parts, build_parts
 from msn.train.pretrain import batches, train_step
 
@@ -93,7 +94,7 @@ def breakdown(events: list[FunctionEvent], phases: Sequence[str], steps: int, im
         columns["device ms"] = device_time(events, phases)
     per_step = total / steps
     lines = [
-        f"{steps} steps of {images} images, {per_step / 1000:.1f} ms each,"
+        f"{counted(steps, 'step')} of {counted(images, 'image')}, {per_step / 1000:.1f} ms each,"
         f" {images / per_step * 1e6:.1f} images/s (profiled, so a little slower than a run)",
         f"{'':18}" + "".join(f"{name:>12}{'%':>7}" for name in columns),
     ]

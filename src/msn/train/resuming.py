@@ -1,5 +1,7 @@
 """Where a run starts from: its own newest checkpoint, a named one, other weights, or nothing."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from msn.config.load import Config
@@ -8,8 +10,21 @@ from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
 from msn.runtime.resumable import whole_number
+from msn.runtime.wording import counted
 from msn.train.build import Parts
 from msn.train.optim import ADAM_MOMENTS, set_hyperparameters
+
+BEGINNING = "from the beginning"
+
+
+def say(text: str) -> None:
+    """Print on rank 0."""
+    if collectives.rank() == 0:
+        print(text)
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
 
 
 def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
@@ -57,7 +72,38 @@ def open_start(config: Config, parts: Parts, path: Path) -> checkpoint.Found:
     return checkpoint.Found(path, reading.read_start(path, num_heads=heads, exact=exact))
 
 
-def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
+def foreseen(config: Config, parts: Parts) -> str:
+    """Tell where a run would start from, without a change to its files.
+
+    Args:
+        config: of the run.
+        parts: of it; their weights, which may be without data, are overwritten.
+    """
+    folder, tag = Path(config.logging.folder), config.logging.write_tag
+    exists = ""
+    try:
+        found = checkpoint.peek_newest(folder, tag)
+        if found:
+            exists = f"a run {folder / tag}-* exists and "
+        else:
+            found = find(config, parts, folder, tag)
+        if found is None:
+            return BEGINNING
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of weights without data, which take none
+            done = restore(config, parts, found, quiet)
+    except UserError as error:
+        return f"{exists}would be refused: {error}"
+    steps = f"after {done:,} of {parts.total_steps:,} steps"
+    return f"{exists}would be resumed {steps}" if exists else f"from {found.path}, {steps}"
+
+
+def restore(
+    config: Config,
+    parts: Parts,
+    found: checkpoint.Found,
+    say: Callable[[str], None] = say,
+) -> int:
     """Continue a run exactly: weights, optimiser, step. Without optimiser state, weights only.
 
     Raises:
@@ -69,11 +115,23 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> int:
         parts.model.load_weights(found)
         say(f"warm start from {path}: weights loaded, optimiser and schedules fresh")
         return 0
+    try:
+        return _continue(config, parts, found, say)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or begin a new run with another logging.write_tag, from these weights, where"
+            f" the model is the same, with meta.init_from={path}"
+        ) from None
+
+
+def _continue(
+    config: Config, parts: Parts, found: checkpoint.Found, say: Callable[[str], None]
+) -> int:
+    path, state = found
     for key in (*parts.model.CHECKPOINT, "step", "steps_per_epoch", "config"):
         if key not in state:
             raise UserError(
-                f"{path}: has optimiser state but no '{key}', so it cannot be continued exactly;"
-                " name it in meta.init_from, with another logging.write_tag, to warm-start from it"
+                f"{path}: has optimiser state but no '{key}', so it cannot be continued exactly"
             )
     done = steps_done(config, parts, found)
     changed = resumable.config_changes(found, config)
@@ -109,18 +167,11 @@ def steps_done(config: Config, parts: Parts, found: checkpoint.Found) -> int:
     if same:
         raise UserError(
             f"{path}: was made with {per_epoch} steps per epoch, the config gives"
-            f" {parts.steps_per_epoch}; use the same data, or another logging.write_tag"
+            f" {parts.steps_per_epoch}; use the same data"
         )
     before = images * processes
     raise UserError(
-        f"{path}: was made with a global batch of {before} = {images} x {processes}"
-        f" process{'es' * (processes > 1)}, this run has {parts.batch}; set"
-        f" criterion.global_batch_size={before}, or use another logging.write_tag, or"
-        " meta.allow_batch_change=true"
+        f"{path}: was made with a global batch of {before} = {images} x"
+        f" {counted(processes, 'process')}, this run has {parts.batch}; set"
+        f" criterion.global_batch_size={before}, or meta.allow_batch_change=true"
     )
-
-
-def say(text: str) -> None:
-    """Print on rank 0."""
-    if collectives.rank() == 0:
-        print(text)

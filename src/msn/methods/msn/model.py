@@ -246,6 +246,16 @@ class MSN(Method):
         return plan_lines(config, channels, steps_per_epoch)
 
     @classmethod
+    def notes(cls, config: Config, images: int) -> list[str]:
+        count = config.criterion.num_proto
+        if count <= images:
+            return []
+        return [
+            f"criterion.num_proto {count} is more than the {images} images of an epoch: most"
+            " prototypes will not be used; lower it"
+        ]
+
+    @classmethod
     def cost(cls, config: Config, channels: int, *, bf16: bool) -> Cost:
         return cost(config, channels, bf16=bf16)
 
