@@ -28,7 +28,8 @@ from msn.data.batch import Views
 from msn.data.loader import Batch, worker_count
 from msn.data.workers import PREFETCH
 from msn.train.build import Parts, build_parts
-from msn.train.pretrain import batches, train_step
+from msn.train.pretraining import batches
+from msn.train.step import train_step
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import torch
 from msn.evaluation.linear import LinearLearner
 from msn.models.encoder import ENCODERS, build_encoder
 from msn.models.linear import HeadSettings
-from msn.train.build import use_bf16
+from msn.runtime.devices import use_bf16
 
 ONE = [HeadSettings(6.4, 1)]
 TWELVE = [HeadSettings(*pair) for pair in product((0.1, 0.4, 0.8, 1.6, 3.2, 6.4), (1, 4))]

@@ -19,7 +19,7 @@ from subjects import recipe, step_parser
 
 from msn.methods.msn.build import build_anchor
 from msn.models.masking import kept_patches, random_keep
-from msn.train.build import use_bf16
+from msn.runtime.devices import use_bf16
 
 RATIOS = (0.0, 0.3, 0.5, 0.7)
 PAPER_GB = (26, 21, 18, 17)  # per GPU

@@ -16,7 +16,7 @@ from measure import machine, take_turns
 from torch import Tensor, nn
 
 from msn.models.block import Block, attention_linear, fused_attention, gelu_linear, norm_linear
-from msn.train.build import use_bf16
+from msn.runtime.devices import use_bf16
 
 WIDTH, HEADS, DEPTH = 384, 6, 4
 TOKENS = {"random": 167, "focal": 37}

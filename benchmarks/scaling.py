@@ -26,7 +26,7 @@ from msn.config.load import Config, load_config
 from msn.methods.msn.build import build_anchor
 from msn.methods.msn.plan import activation_bytes, flops_per_image, patches_of
 from msn.train.build import build_parts, share_out
-from msn.train.pretrain import train_step
+from msn.train.step import train_step
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "configs/pretrain/msn_vits16.yaml"

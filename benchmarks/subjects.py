@@ -16,7 +16,7 @@ from msn.data.batch import Views
 from msn.methods.msn.model import FOCAL, MSN, RANDOM, TARGET, views_of
 from msn.models.encoder import ENCODERS
 from msn.train.build import Parts, build_parts, share_out
-from msn.train.pretrain import train_step
+from msn.train.step import train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs/pretrain"
 MODELS = {  # the recipes, with the masks of the paper

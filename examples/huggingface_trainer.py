@@ -23,7 +23,7 @@ from msn.data.draws import ViewKind, ViewSpec
 from msn.data.sources.digits import Digits
 from msn.data.views import eval_view, make_views
 from msn.evaluation.knn import knn
-from msn.train.optim import build_optimizer
+from msn.methods.optim import build_optimizer
 
 SIZE, FOCAL_SIZE, BATCH = 16, 8, 64
 KINDS = (

@@ -14,8 +14,8 @@ import torch
 
 from msn.cli.main import main
 from msn.config.load import LinearConfig, load
-from msn.evaluation.linear import linear_evaluation
 from msn.runtime.errors import UserError
+from msn.train.learning import linear_evaluation
 from msn.train.probe import Probe
 from tests.support.experiments import tiny_config, tiny_parts
 from tests.support.labelled import pretrained, values, write

@@ -12,7 +12,7 @@ from msn.cli.main import main
 from tests.runtime.test_run import write_config
 from tests.support.labelled import pretrained, values, write
 from tests.support.runs import ROOT
-from tests.train.test_pretrain import latest
+from tests.train.test_pretraining import latest
 
 
 def run_here(config: Path, logs: Path, *options: str) -> None:

@@ -21,7 +21,7 @@ from msn.runtime import checkpoint
 from tests.runtime.test_run import losses, write_config
 from tests.support.runs import ROOT, assert_same
 from tests.support.slurm import Cluster, why_not
-from tests.train.test_pretrain import latest
+from tests.train.test_pretraining import latest
 
 MISSING = why_not()
 if MISSING and os.environ.get("MSN_REQUIRE_CLUSTER"):

@@ -20,7 +20,7 @@ import torch
 from msn.cli.main import main
 from msn.data.bad_images import bad_images_path
 from msn.runtime import checkpoint
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config, write_tiny
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,12 @@ from msn.cli.main import main
 from msn.config.load import FinetuneConfig, load
 from msn.data.labelled import CentreCrop
 from msn.evaluation.accuracy import Result
-from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer, finetune
+from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer
 from msn.evaluation.job import build_job, read_weights
 from msn.models.classifier import Classifier
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.runtime import checkpoint
+from msn.train.learning import finetune
 from tests.support.labelled import CPU, ROOT, listed, values, write
 from tests.support.processes import run_on
 from tests.support.runs import assert_same, killed_at

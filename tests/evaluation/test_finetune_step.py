@@ -11,10 +11,11 @@ from torch import Tensor
 
 from msn.data.augment import Augment, Centre, seeded
 from msn.evaluation import finetune as module
-from msn.evaluation.finetune import FinetuneLearner, build_model, finetune
+from msn.evaluation.finetune import FinetuneLearner, build_model
 from msn.evaluation.job import Job, read_weights
 from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
+from msn.train.learning import finetune
 from tests.evaluation.test_finetune import PLAIN, config, learner
 from tests.support.labelled import CPU
 

@@ -12,9 +12,9 @@ import torch
 from msn.cli.main import main
 from msn.config.load import LinearConfig, load
 from msn.evaluation.accuracy import Result
-from msn.evaluation.linear import linear_evaluation
 from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
+from msn.train.learning import linear_evaluation
 from tests.runtime.test_lock import held_by_another
 from tests.support.labelled import CPU, listed, values, write
 from tests.support.processes import run_on

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from msn.evaluation.linear import linear_evaluation
 from msn.runtime import checkpoint
 from msn.runtime.checkpoint import Found
 from msn.runtime.errors import UserError
+from msn.train.learning import linear_evaluation
 from msn.train.saving import copied
 from tests.evaluation.test_finetune import learner
 from tests.evaluation.test_linear import config, latest

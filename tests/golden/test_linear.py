@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from msn.methods.optim import MomentumSGD
 from msn.methods.schedules import cosine
 from msn.models.linear import LinearHead
-from msn.train.optim import MomentumSGD
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files
 
 RUNS = golden_files("sgd_*.npz")

@@ -10,9 +10,9 @@ from torch import Tensor
 from msn.config.load import Config
 from msn.data.batch import Views
 from msn.methods.msn.model import MSN, views_of
+from msn.methods.optim import build_optimizer
 from msn.train.build import Parts, build_model, build_parts, build_schedules
-from msn.train.optim import build_optimizer
-from msn.train.pretrain import train_step
+from msn.train.step import train_step
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 from tests.support.experiments import msn_of
 

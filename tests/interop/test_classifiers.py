@@ -10,14 +10,13 @@ from transformers import ViTMSNForImageClassification
 
 from msn.cli import main as cli
 from msn.config.load import FinetuneConfig, LinearConfig
-from msn.evaluation.finetune import finetune
-from msn.evaluation.linear import linear_evaluation
 from msn.interop import huggingface, reading
 from msn.interop.classifiers import with_linear_head, without_unit_length
 from msn.interop.graph import Graph
 from msn.models.linear import HeadSettings, LinearHeads
 from msn.runtime.checkpoint import load
 from msn.runtime.errors import UserError
+from msn.train.learning import finetune, linear_evaluation
 from tests.support.encoders import images, relative
 from tests.support.labelled import CPU, pretrained, values
 

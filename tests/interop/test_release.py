@@ -13,7 +13,7 @@ from msn.config.load import load_config
 from msn.interop import reading, release
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from tests.support.encoders import same
 from tests.support.experiments import write_tiny
 

@@ -12,11 +12,12 @@ from msn.runtime.devices import require_compiler
 from msn.runtime.errors import UserError
 from msn.runtime.sharding import full
 from msn.train.build import build_parts
-from msn.train.pretrain import pretrain, train_step
+from msn.train.pretraining import pretrain
+from msn.train.step import train_step
 from tests.support.experiments import batches, msn_of, tiny_config, tiny_parts, write_tiny
 from tests.support.processes import run_on
 from tests.support.runs import assert_same, killed_at
-from tests.train.test_pretrain import latest
+from tests.train.test_pretraining import latest
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"

@@ -14,15 +14,16 @@ from msn.data.bad_images import BadImages
 from msn.data.image import BadImage
 from msn.data.loader import training_batches
 from msn.methods.msn.losses import log_mean, log_sinkhorn
+from msn.methods.optim import build_optimizer
 from msn.models.batch_norm import BatchNorm
 from msn.runtime import collectives
 from msn.runtime.errors import RunError
 from msn.train.build import build_parts
-from msn.train.optim import build_optimizer
-from msn.train.pretrain import batches, train_step
+from msn.train.pretraining import batches
+from msn.train.step import train_step
 from tests.support.experiments import msn_of, tiny_config
 from tests.support.processes import run_on
-from tests.train.test_pretrain import ROOT
+from tests.train.test_pretraining import ROOT
 
 STEPS = 5
 

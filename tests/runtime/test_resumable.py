@@ -11,9 +11,9 @@ import torch
 from msn.runtime.checkpoint import Found
 from msn.runtime.errors import UserError
 from msn.train.build import Parts
-from msn.train.pretrain import train_step
+from msn.train.pretraining import run_state
 from msn.train.resuming import restore
-from msn.train.saving import run_state
+from msn.train.step import train_step
 from tests.support.experiments import batches, tiny_config, tiny_parts
 
 State = dict[str, Any]

@@ -14,7 +14,7 @@ import pytest
 from msn.runtime import checkpoint, spawn
 from tests.support.experiments import write_tiny
 from tests.support.runs import ROOT, assert_same
-from tests.train.test_pretrain import latest
+from tests.train.test_pretraining import latest
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SHARED = {

@@ -11,15 +11,15 @@ from torch.distributed.tensor import DTensor
 
 from msn.config.load import Config
 from msn.data.batch import Views
+from msn.methods.optim import build_optimizer
 from msn.runtime import checkpoint, collectives
 from msn.runtime.errors import UserError
 from msn.runtime.sharding import full
 from msn.train.build import Parts, build_parts
-from msn.train.optim import build_optimizer
-from msn.train.pretrain import batches, train_step
+from msn.train.pretraining import batches, run_state
 from msn.train.probe import whole_encoder
 from msn.train.resuming import restore
-from msn.train.saving import run_state
+from msn.train.step import train_step
 from tests.runtime.test_meaning import has_null_gradient
 from tests.runtime.test_run import finished, losses, spawned, write_config
 from tests.support.experiments import msn_of, tiny_config

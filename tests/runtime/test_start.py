@@ -16,11 +16,11 @@ import torch
 from msn.runtime import collectives, lock
 from msn.runtime.distributed import VARIABLES, World, find_world, joined
 from msn.runtime.errors import PeerLost, RunError, UserError
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from tests.support.commands import CONTEXT, end, start, text
 from tests.support.experiments import tiny_config, write_tiny
 from tests.support.processes import run_on
-from tests.train.test_pretrain import ROOT
+from tests.train.test_pretraining import ROOT
 
 WHOLE = dict(zip(VARIABLES, ("1", "4", "1", "node", "29500"), strict=True))
 

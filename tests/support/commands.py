@@ -17,7 +17,7 @@ def start(
     arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
 ) -> BaseProcess:
     """`msn ARGUMENTS`, with stdout and stderr in OUTPUT.out and OUTPUT.err."""
-    CONTEXT.set_forkserver_preload(["torch", "msn.train.pretrain", "msn.cli.pretrain"])
+    CONTEXT.set_forkserver_preload(["torch", "msn.train.pretraining", "msn.cli.pretrain"])
     process = CONTEXT.Process(target=_command, args=(list(arguments), output, environment or {}))
     process.start()
     return process

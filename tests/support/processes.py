@@ -18,7 +18,7 @@ def run_on(processes: int, function: Callable[..., Any], *arguments: Any) -> lis
     if processes == 1:
         return [function(*arguments)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "msn.train.pretrain", "tests.support.experiments"])
+    context.set_forkserver_preload(["torch", "msn.train.pretraining", "tests.support.experiments"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         members = [

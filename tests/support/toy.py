@@ -15,7 +15,7 @@ from msn.data.draws import ViewKind
 from msn.methods import Method, Output
 from msn.models.encoder import EncoderSize, VisionTransformer, build_encoder
 from msn.runtime.distributed import find_world, joined
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 
 
 class Toy(Method):

@@ -12,7 +12,8 @@ from msn.data.sources.digits import Digits
 from msn.methods.msn.build import loss_settings
 from msn.methods.msn.losses import LossSettings
 from msn.models.masking import Masking
-from msn.train.build import Batch, use_bf16
+from msn.runtime.devices import use_bf16
+from msn.train.build import Batch
 from tests.support.experiments import msn_of, tiny_config, tiny_parts
 
 

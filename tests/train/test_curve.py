@@ -16,10 +16,10 @@ import torch
 
 from msn.data.batch import Views
 from msn.methods.msn.model import MSN, views_of
+from msn.methods.optim import build_optimizer
 from msn.runtime import keyed
 from msn.train.build import Parts, build_model, build_parts, build_schedules
-from msn.train.optim import build_optimizer
-from msn.train.pretrain import train_step
+from msn.train.step import train_step
 from tests.support.experiments import tiny_config
 
 CURVE = Path(__file__).parents[1] / "reference" / "curve.json"

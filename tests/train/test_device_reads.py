@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from msn.data.loader import training_batches
+from msn.methods.optim import MomentumSGD
 from msn.train.build import Parts, build_parts
-from msn.train.optim import MomentumSGD
-from msn.train.pretrain import StepResult, train_step
+from msn.train.step import StepResult, train_step
 from tests.support.experiments import msn_of, tiny_config
 
 META = torch.device("meta")

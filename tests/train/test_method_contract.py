@@ -13,7 +13,7 @@ import torch
 
 from msn.cli.main import main
 from msn.runtime import checkpoint
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config, write_tiny
 from tests.support.runs import ROOT, assert_same
 from tests.support.toy import Toy

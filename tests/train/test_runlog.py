@@ -10,7 +10,7 @@ import pytest
 from msn.methods.msn.model import MSN
 from msn.runtime.errors import UserError
 from msn.train import runlog
-from msn.train.runlog import RunLog, StepTimer, csv_path
+from msn.train.runlog import PROBE_COLUMNS, RunLog, StepTimer, csv_path
 
 COLUMNS = MSN.COLUMNS
 OFFICIAL = ["epoch", "itr", "msn", "me_max", "ent", "time (ms)"]
@@ -36,6 +36,7 @@ def open_log(
         "run",
         columns=COLUMNS,
         shown=MSN.SHOWN,
+        tables={"probe": PROBE_COLUMNS},
         rank=rank,
         start_step=start,
         total_steps=total,
@@ -44,13 +45,17 @@ def open_log(
     )
 
 
+def measured(log: RunLog, step: int, top1: float) -> None:
+    log.measured("probe", step, step // 10 + 1, [top1], f"k-NN probe: {top1:.1f} %")
+
+
 def write(folder: Path, steps: range, *, tensorboard: bool = False) -> None:
     """Log `steps`, and a probe after each tenth, as a run would that starts at the first."""
     with open_log(folder, steps.start, tensorboard=tensorboard) as log:
         for step in steps:
             log.log(row(step))
             if step % 10 == 9:
-                log.probe(step, step // 10 + 1, 50 + step)
+                measured(log, step, 50 + step)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -186,7 +191,7 @@ def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with open_log(tmp_path) as log:
         values = {"loss": 2.5, "msn": 2.25, "me_max": 0.25, "ent": 1.5, "time (ms)": 500.0}
         log.log(row(29, lr=0.00123456, images_per_s=812.4, data_wait=0.031, **values))
-        log.probe(29, 3, 91.25)
+        measured(log, 29, 91.25)
         log.say("a [bold] word")
     assert capsys.readouterr().out.splitlines() == [
         "epoch 3  step 30/40  loss 2.5000 (msn 2.2500  me_max 0.2500  ent 1.5000)  lr 0.00123  "
@@ -223,7 +228,7 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log(tmp_path, rank=3, tensorboard=True, terminal=True) as log:
         log.log(row(0))
-        log.probe(0, 1, 50.0)
+        measured(log, 0, 50.0)
         log.say("hello")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -272,13 +277,13 @@ def test_timer(clock: Clock) -> None:
         timer.data_ready()
         clock.now += work
         timer.step_done(64)
-    assert timer.read() == pytest.approx((128 / 4, 2 / 4, 2000))
+    assert tuple(timer.read().values()) == pytest.approx((128 / 4, 2 / 4, 2000))
     # A new interval begins.
     clock.now += 0.25
     timer.data_ready()
     clock.now += 0.75
     timer.step_done(32)
-    assert timer.read() == pytest.approx((32, 0.25, 1000))
+    assert tuple(timer.read().values()) == pytest.approx((32, 0.25, 1000))
 
 
 def test_timer_leaves_out_what_is_done_aside(clock: Clock) -> None:
@@ -293,4 +298,4 @@ def test_timer_leaves_out_what_is_done_aside(clock: Clock) -> None:
     timer.data_ready()
     clock.now += 1
     timer.step_done(10)
-    assert timer.read() == pytest.approx((5, 0.5, 2000))
+    assert tuple(timer.read().values()) == pytest.approx((5, 0.5, 2000))

@@ -1,17 +1,20 @@
 """A save that fails is said and tried again, while the run goes on with the file before it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from msn.config.load import Config
 from msn.runtime import checkpoint
 from msn.runtime.errors import RunError
 from msn.train import saving
 from msn.train.build import Parts
+from msn.train.pretraining import run_state
 from msn.train.saving import Saver, copied
 from tests.support.experiments import msn_of, tiny_config, tiny_parts
+
+Save = Callable[[int], None]
 
 
 @pytest.fixture
@@ -19,9 +22,11 @@ def said() -> list[str]:
     return []
 
 
-def start(folder: Path, said: list[str], **changes: object) -> tuple[Config, Parts, Saver]:
+def start(folder: Path, said: list[str], **changes: object) -> tuple[Parts, Save, Saver]:
+    """A run, what saves it after so many steps, and its saver."""
     config, parts = tiny_config(folder, **changes), tiny_parts(folder, **changes)
-    return config, parts, Saver(config, parts, 0, said.append)
+    saver = Saver(config.logging, 0, said.append)
+    return parts, lambda done: saver.save(run_state(config, parts, 1.0, done)), saver
 
 
 def step_on_disk(folder: Path) -> int:
@@ -34,12 +39,12 @@ def test_a_full_disk_is_said_and_tried_again(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
     monkeypatch.setattr(saving, "RETRY_AFTER", 0.0)
-    _, parts, saver = start(tmp_path, said, logging__async_save=background)
-    saver.save(1.0, 3)
+    parts, save, saver = start(tmp_path, said, logging__async_save=background)
+    save(3)
     saver.finish()
     blocked = tmp_path / "tiny-latest.pth.tar.tmp"
     blocked.symlink_to("/dev/full")
-    saver.save(1.0, 5)
+    save(5)
     saver._wait()
     assert step_on_disk(tmp_path) == 3
     assert len(said) == 1
@@ -59,8 +64,8 @@ def test_a_run_that_ends_unsaved_says_so(
 ) -> None:
     monkeypatch.setattr(saving, "LAST_PAUSE", 0.0)
     monkeypatch.setattr(saving, "LAST_ATTEMPTS", 2)
-    _, _, saver = start(tmp_path / "gone", said)
-    saver.save(1.0, 3)
+    _, save, saver = start(tmp_path / "gone", said)
+    save(3)
     with pytest.raises(RunError, match="step 3 could not be saved"):
         saver.finish()
     assert len(said) == 3
@@ -69,9 +74,9 @@ def test_a_run_that_ends_unsaved_says_so(
 def test_a_background_save_is_of_the_moment_it_was_asked_for(
     tmp_path: Path, said: list[str]
 ) -> None:
-    _, parts, saver = start(tmp_path, said, logging__async_save=True)
+    parts, save, saver = start(tmp_path, said, logging__async_save=True)
     before = copied(parts.model.state())
-    saver.save(1.0, 1)
+    save(1)
     with torch.no_grad():
         for parameter in parts.model.parameters():
             parameter.zero_()

@@ -4,7 +4,8 @@ import argparse
 
 from msn.cli import experiment
 from msn.config.load import FinetuneConfig
-from msn.evaluation.finetune import finetune, prepare
+from msn.evaluation.finetune import prepare
+from msn.train.learning import finetune
 
 
 def run(options: argparse.Namespace) -> None:

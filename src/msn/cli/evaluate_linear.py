@@ -4,7 +4,8 @@ import argparse
 
 from msn.cli import experiment
 from msn.config.load import LinearConfig
-from msn.evaluation.linear import linear_evaluation, prepare
+from msn.evaluation.linear import prepare
+from msn.train.learning import linear_evaluation
 
 
 def run(options: argparse.Namespace) -> None:

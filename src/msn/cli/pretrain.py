@@ -7,7 +7,7 @@ from msn.cli import evaluate_finetune, evaluate_linear, experiment
 from msn.config.load import Config
 from msn.runtime.errors import UserError
 from msn.train.plan import describe
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from msn.train.profiling import profile_steps
 
 

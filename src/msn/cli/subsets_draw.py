@@ -7,10 +7,10 @@ import torch
 from msn.cli.terminal import say_written
 from msn.config.load import load_images
 from msn.data.classes import split_notes
+from msn.data.sources import open_images
 from msn.data.subsets import write_subset
 from msn.evaluation.lowshot import draw_subset
 from msn.runtime.errors import UserError
-from msn.train.build import open_images
 
 
 def run(options: argparse.Namespace) -> None:

@@ -15,16 +15,15 @@ from msn.data.classes import Splits, labelled_splits
 from msn.data.image import BadImage
 from msn.data.labelled import LabelledSet
 from msn.data.loader import worker_count
-from msn.data.sources import Source
+from msn.data.sources import Source, open_images
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import Features, extract
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
 from msn.interop import reading
 from msn.interop.weights import Weights
-from msn.runtime.devices import choose_device
+from msn.runtime.devices import choose_device, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place
-from msn.train.build import open_images, use_bf16
 
 
 class Bench(NamedTuple):

@@ -25,7 +25,7 @@ from msn.config.sections.evaluation import (
     LinearMeta,
     LinearOptimization,
 )
-from msn.config.sections.logging import Logging, Probe
+from msn.config.sections.logging import Logging, Probe, RunLogging
 from msn.config.sections.meta import (
     CONV_STEMS,
     MODEL_NAMES,
@@ -108,7 +108,13 @@ class ConfigFile(Section):
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-class Config(ConfigFile):
+class RunFile(ConfigFile):
+    """A file that describes a run, whatever it trains."""
+
+    logging: RunLogging
+
+
+class Config(RunFile):
     """A whole pre-training experiment."""
 
     NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -177,7 +183,7 @@ class Config(ConfigFile):
                 yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
 
 
-class EvaluationFile(ConfigFile):
+class EvaluationFile(RunFile):
     """What linear evaluation and fine-tuning have in common."""
 
     NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {

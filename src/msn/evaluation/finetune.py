@@ -17,18 +17,16 @@ from torch.nn import functional as F
 from msn.config.load import FinetuneConfig
 from msn.config.sections.evaluation import FinetuneCriterion
 from msn.data.augment import Augment, Centre, seeded
-from msn.evaluation.accuracy import Result
 from msn.evaluation.job import Job, build_job, read_weights
-from msn.evaluation.supervised import learn
 from msn.interop.weights import Weights
+from msn.methods.optim import ADAM_MOMENTS, step_unless
 from msn.methods.schedules import warmup_cosine
 from msn.models.classifier import NOT_DECAYED, Classifier
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
+from msn.runtime.devices import use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
-from msn.train.build import use_bf16
-from msn.train.optim import ADAM_MOMENTS, step_unless
 
 
 class FinetuneLearner:
@@ -175,17 +173,6 @@ def build_model(config: FinetuneConfig, weights: Weights, classes: int) -> Class
             drop_path_rate=meta.drop_path_rate,
             trained_blocks=meta.trained_blocks,
         )
-
-
-def finetune(config: FinetuneConfig, device: torch.device) -> Result:
-    """Run, continue or only measure the fine-tuning of a config.
-
-    Raises:
-        UserError: something that was asked for cannot be done; nothing is overwritten.
-        RunError: the loss stopped being finite.
-        Interrupted: a signal asked to stop; the run is saved.
-    """
-    return learn(config, *prepare(config, device))
 
 
 def prepare(config: FinetuneConfig, device: torch.device) -> tuple[Job, "FinetuneLearner"]:

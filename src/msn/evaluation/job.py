@@ -10,6 +10,7 @@ from msn.config.load import EvaluationFile
 from msn.config.sections.evaluation import LabelledImages
 from msn.data.classes import Splits, labelled_splits
 from msn.data.labelled import LabelledSet, Transform
+from msn.data.sources import open_images
 from msn.data.sources.base import SPLITS
 from msn.data.subsets import read_subset
 from msn.data.unreadable import Unreadable
@@ -19,7 +20,6 @@ from msn.interop.architecture import digest
 from msn.interop.weights import Weights
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
-from msn.train.build import open_images
 
 
 @dataclass(frozen=True)

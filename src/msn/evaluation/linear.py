@@ -14,19 +14,17 @@ from torch.nn import functional as F
 
 from msn.config.load import LinearConfig
 from msn.data.labelled import CentreCrop, RandomCrop
-from msn.evaluation.accuracy import Result
 from msn.evaluation.job import Job, build_job, read_weights
-from msn.evaluation.supervised import learn
+from msn.methods.optim import MomentumSGD
 from msn.methods.schedules import cosine
 from msn.models.encoder import VisionTransformer
 from msn.models.linear import HeadSettings, LinearHeads
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
+from msn.runtime.devices import use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.integrity import all_finite
 from msn.runtime.keyed import Stream, seed64
-from msn.train.build import use_bf16
-from msn.train.optim import MomentumSGD
 
 
 class LinearLearner:
@@ -121,17 +119,6 @@ class LinearLearner:
                 {"params": others, "peak": settings.lr, "weight_decay": 0.0},
             ]
         return groups
-
-
-def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
-    """Run, continue or only measure the linear evaluation of a config.
-
-    Raises:
-        UserError: something that was asked for cannot be done; nothing is overwritten.
-        RunError: all classifiers diverged.
-        Interrupted: a signal asked to stop; the run is saved.
-    """
-    return learn(config, *prepare(config, device))
 
 
 def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLearner]:

@@ -6,10 +6,9 @@ import torch
 
 from msn.config.load import EvaluationFile
 from msn.evaluation.job import Job
-from msn.runtime.devices import described
+from msn.runtime.devices import described, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.wording import aligned, counted
-from msn.train.build import use_bf16
 
 
 def describe(

@@ -90,3 +90,14 @@ def threads_for(products: int) -> Iterator[None]:
 
     with threadpool_limits(1):
         yield
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast: asked for, or `auto` and the hardware multiplies bfloat16 natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

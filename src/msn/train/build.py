@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from msn.config.load import Config
-from msn.config.sections.data import Data, Images
+from msn.config.sections.data import Data
 from msn.data.draws import ViewSpec
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source, open_images
 from msn.data.staging import stage
 from msn.methods import Method, method_of
+from msn.methods.optim import FiniteGuard, build_optimizer
 from msn.methods.schedules import Schedule, cosine, warmup_cosine
 from msn.runtime import collectives, sharding
-from msn.runtime.devices import require_compiler
+from msn.runtime.devices import require_compiler, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 from msn.runtime.wording import counted
-from msn.train.optim import FiniteGuard, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -211,20 +211,6 @@ def local_copy(data: Data) -> Data:
     return data.model_copy(update={"root_path": str(copy), "image_folder": ""})
 
 
-def open_images(data: Images, split: str) -> Source:
-    """The images that a `data` section names."""
-    return open_source(
-        source=data.source,
-        root_path=data.root_path,
-        image_folder=data.image_folder,
-        split=split,
-        channels=data.channels,
-        image_list=data.image_list,
-        image_key=data.image_key,
-        download=data.download,
-    )
-
-
 def build_schedules(config: Config, steps_per_epoch: int) -> Schedules:
     """Give the official schedules of the optimizer, over a horizon of whole steps."""
     opt = config.optimization
@@ -251,14 +237,3 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(config.meta.seed, Stream.INIT))
         return method.build(config, channels, steps_per_epoch)
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast: asked for, or `auto` and the hardware multiplies bfloat16 natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False

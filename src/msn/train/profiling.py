@@ -18,7 +18,8 @@ from msn.runtime.errors import UserError
 from msn.runtime.files import replacing
 from msn.runtime.wording import counted
 from msn.train.build import Parts, build_parts
-from msn.train.pretrain import batches, train_step
+from msn.train.pretraining import batches
+from msn.train.step import train_step
 
 # Labels of `record_function` in the step, in its order; they cost microseconds without a profiler.
 BEFORE = ("data wait", "views to device")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from msn.config.load import Config
 from msn.interop import reading
+from msn.methods.optim import ADAM_MOMENTS, set_hyperparameters
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
 from msn.runtime.resumable import whole_number
 from msn.runtime.wording import counted
 from msn.train.build import Parts
-from msn.train.optim import ADAM_MOMENTS, set_hyperparameters
 
 BEGINNING = "from the beginning"
 

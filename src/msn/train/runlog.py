@@ -29,10 +29,10 @@ def csv_path(folder: Path, tag: str, rank: int = 0) -> Path:
 class RunLog:
     """Writes each logged step to the CSV, TensorBoard and terminal. A context manager.
 
-    Files, in `folder`: `TAG_r0.csv`, `TAG-probe.csv` and the event files in `TAG-tensorboard/`.
-    Only rank 0 writes, to files or the terminal. A resumed run appends: what was logged at or after
-    `start_step` is taken out first, as the run will log it again. What cannot be written later on,
-    on a full disk, is said once and written when it can.
+    Files, in `folder`: `TAG_r0.csv`, the tables of what is measured, such as `TAG-probe.csv`, and
+    the event files in `TAG-tensorboard/`. Only rank 0 writes, to files or the terminal. A resumed
+    run appends: what was logged at or after `start_step` is taken out first, as the run will log it
+    again. What cannot be written later on, on a full disk, is said once and written when it can.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class RunLog:
         *,
         columns: Sequence[str] = COLUMNS,
         shown: Sequence[str] = (),
+        tables: Mapping[str, Sequence[str]] | None = None,
         rank: int = 0,
         start_step: int,
         total_steps: int,
@@ -55,6 +56,7 @@ class RunLog:
             tag: how the file names begin.
             columns: of the table of steps, among them those of `COLUMNS`.
             shown: columns that a line on the terminal shows behind the loss.
+            tables: columns of the tables of what is measured, by name: first epoch and step.
             rank: of this process.
             start_step: the next step, counted from 0, equal to the number of finished steps.
             total_steps: of the whole run.
@@ -69,11 +71,13 @@ class RunLog:
         self._columns, self._shown = tuple(columns), shown
         self._warned = False
         self._table: Table | None = None
-        self._probes: Table | None = None
+        self._measured: dict[str, Table] = {}
         self._board: _Board | None = None
         if self._chief:
             self._table = Table(csv_path(folder, tag), self._columns, start_step)
-            self._probes = Table(folder / f"{tag}-probe.csv", PROBE_COLUMNS, start_step)
+            for name, own in (tables or {}).items():
+                path = folder / f"{tag}-{name}.csv"
+                self._measured[name] = Table(path, tuple(own), start_step)
             if tensorboard:
                 self._board = _Board(folder / f"{tag}-tensorboard", start_step)
         self._total = total_steps
@@ -106,19 +110,26 @@ class RunLog:
         else:
             print(self._line(row), flush=True)
 
-    def probe(self, step: int, epoch: int, top1: float) -> None:
-        """Record the top-1 accuracy (percent) of a k-NN probe. Does nothing on ranks above 0.
+    def measured(
+        self, name: str, step: int, epoch: int, values: Sequence[float], summary: str
+    ) -> None:
+        """Record what was measured after an epoch. Does nothing on ranks above 0.
 
         Args:
+            name: of the table.
             step: the last finished step, counted from 0, so that a resume after it keeps the row.
             epoch: number of finished epochs.
-            top1: in percent.
+            values: of the table's columns behind epoch and step.
+            summary: the same in words.
         """
-        if self._probes is None:
+        if name not in self._measured:
             return
-        self._append(self._probes, {"epoch": epoch, "step": step, "top1": top1})
-        self._show("probe/top1", top1, step)
-        self.say(f"epoch {epoch}  k-NN probe: {top1:.1f} %")
+        table = self._measured[name]
+        row = dict(zip(table.columns, (epoch, step, *values), strict=True))
+        self._append(table, row)
+        for column in table.columns[2:]:
+            self._show(f"{name}/{column}", row[column], step)
+        self.say(f"epoch {epoch}  {summary}")
 
     def say(self, text: str) -> None:
         """Print `text` without breaking the progress bar. Silent on ranks above 0."""
@@ -133,7 +144,7 @@ class RunLog:
             self._progress.stop()
         if self._board:
             self._board.close()
-        for table in (self._probes, self._table):
+        for table in (*self._measured.values(), self._table):
             if table:
                 table.close()
 
@@ -199,18 +210,18 @@ class StepTimer:
         self._begin += spent
         self._mark += spent
 
-    def read(self) -> tuple[float, float, float]:
-        """(images/s, data-wait share 0..1, ms per step) since the last reading; starts anew.
+    def read(self) -> dict[str, float]:
+        """Give images/s, share 0..1 of waiting for data and ms per step, by column; start anew.
 
         At least one step must have been done.
         """
         now = time.perf_counter()
         elapsed = max(now - self._begin, 1e-9)
-        reading = (
-            self._images / elapsed,
-            self._wait / elapsed,
-            1000 * elapsed / self._steps,
-        )
+        reading = {
+            "images_per_s": self._images / elapsed,
+            "data_wait": self._wait / elapsed,
+            "time (ms)": 1000 * elapsed / self._steps,
+        }
         self._start_interval(now)
         return reading
 
@@ -224,7 +235,7 @@ class Table:
     """A CSV file of numbers, one row a step, that survives `kill -9` and a resume."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], start_step: int) -> None:
-        self._path, self._columns = path, columns
+        self._path, self.columns = path, columns
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -239,10 +250,10 @@ class Table:
         Raises:
             UserError: it cannot be written now; the next call tries again.
         """
-        if row.keys() != set(self._columns):
-            odd = sorted(row.keys() ^ set(self._columns))
+        if row.keys() != set(self.columns):
+            odd = sorted(row.keys() ^ set(self.columns))
             raise ValueError(f"a row of {self._path.name} lacks or should not have {odd}")
-        self._pending += (",".join(_cell(row[name]) for name in self._columns) + "\n").encode()
+        self._pending += (",".join(_cell(row[name]) for name in self.columns) + "\n").encode()
         with writing(self._path):
             while self._pending:
                 self._pending = self._pending[self._file.write(self._pending) :]

@@ -2,17 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from msn.config.load import Config
+from msn.config.sections.logging import RunLogging
 from msn.runtime import checkpoint, collectives
 from msn.runtime.errors import RunError, UserError
-from msn.runtime.sharding import whole
-from msn.train.build import Parts
 
 RETRY_AFTER = 30.0  # seconds between attempts while the run goes on
 LAST_ATTEMPTS = 12  # before a run that stops gives up
@@ -23,39 +21,37 @@ class Saver:
     """Saves the run from rank 0; a save that fails is said and tried again.
 
     Args:
+        settings: where and how to save.
         start: finished steps of the run so far.
         say: shows a line to the user.
     """
 
-    def __init__(
-        self, config: Config, parts: Parts, start: int, say: Callable[[str], None]
-    ) -> None:
-        self._config, self._parts, self._say = config, parts, say
-        self._folder, self._tag = Path(config.logging.folder), config.logging.write_tag
+    def __init__(self, settings: RunLogging, start: int, say: Callable[[str], None]) -> None:
+        self._settings, self._say = settings, say
+        self._folder, self._tag = Path(settings.folder), settings.write_tag
         latest = checkpoint.latest_path(self._folder, self._tag)
         self._latest_step = start if latest.exists() else None
         self._thread: threading.Thread | None = None
-        self._unsaved: checkpoint.State | None = None
+        self._unsaved: tuple[checkpoint.State, Sequence[Path]] | None = None
         self._last_attempt = 0.0
 
-    def save(self, loss: float, done: int) -> None:
-        """Save the state after `done` steps. Every process calls this; rank 0 writes."""
-        state = run_state(self._config, self._parts, loss, done)
+    def save(self, state: checkpoint.State, copies: Sequence[Path] = ()) -> None:
+        """Save a state as the latest, and in other files first. Only rank 0 writes."""
         if collectives.rank() != 0:
             return
         self._wait()
-        if self._config.logging.async_save:
-            copy = copied(state)
-            self._thread = threading.Thread(target=self._write, args=(copy,), name="saver")
+        if self._settings.async_save:
+            work = copied(state), copies
+            self._thread = threading.Thread(target=self._write, args=work, name="saver")
             self._thread.start()
         else:
-            self._write(state)
+            self._write(state, copies)
 
     def retry(self) -> None:
         """Try again to save what could not be saved, once in a while."""
         waited = time.monotonic() - self._last_attempt
         if self._unsaved is not None and waited > RETRY_AFTER:
-            self._write(self._unsaved)
+            self._write(*self._unsaved)
 
     def finish(self) -> None:
         """Return when all is on disk.
@@ -68,62 +64,34 @@ class Saver:
             if self._unsaved is None:
                 return
             time.sleep(LAST_PAUSE)
-            self._write(self._unsaved)
+            self._write(*self._unsaved)
         if self._unsaved is not None:
-            raise RunError(f"{self._folder}: step {self._unsaved['step']} could not be saved")
+            step = self._unsaved[0]["step"]
+            raise RunError(f"{self._folder}: step {step} could not be saved")
 
     def _wait(self) -> None:
         if self._thread:
             self._thread.join()
             self._thread = None
 
-    def _write(self, state: checkpoint.State) -> None:
+    def _write(self, state: checkpoint.State, copies: Sequence[Path]) -> None:
         self._last_attempt = time.monotonic()
         try:
-            if is_numbered(self._config, self._parts, state["step"]):
-                checkpoint.save(
-                    checkpoint.epoch_path(self._folder, self._tag, state["epoch"]), state
-                )
+            for path in copies:
+                checkpoint.save(path, state)
             checkpoint.save_latest(
                 self._folder,
                 self._tag,
                 state,
                 before=self._latest_step,
-                keep=self._config.logging.keep,
+                keep=self._settings.keep,
             )
         except UserError as error:
             self._say(f"warning: step {state['step']} is not saved yet, trying again: {error}")
-            self._unsaved = state if self._unsaved is state else copied(state)
+            held = self._unsaved is not None and self._unsaved[0] is state
+            self._unsaved = (state if held else copied(state)), copies
         else:
             self._latest_step, self._unsaved = state["step"], None
-
-
-def is_numbered(config: Config, parts: Parts, done: int) -> bool:
-    """Whether a numbered checkpoint is kept after so many steps."""
-    epochs, inside = divmod(done, parts.steps_per_epoch)
-    frequency = config.logging.checkpoint_freq
-    early = epochs < frequency and epochs % 10 == 0
-    last = epochs == config.optimization.epochs
-    return inside == 0 and (epochs % frequency == 0 or early or last)
-
-
-def run_state(config: Config, parts: Parts, loss: float, done: int) -> checkpoint.State:
-    """All that a run needs to go on, under the official keys and some of ours."""
-    return {
-        **whole(parts.model.state()),
-        "opt": whole(parts.optimizer.state_dict()),
-        "epoch": done // parts.steps_per_epoch,
-        "batch_size": parts.batch.own,
-        "world_size": parts.batch.processes,
-        "lr": config.optimization.lr,
-        "loss": loss,
-        "step": done,
-        "steps_per_epoch": parts.steps_per_epoch,
-        "config": config.model_dump(mode="json"),
-        "mean": parts.mean.tolist(),
-        "std": parts.std.tolist(),
-        "version": checkpoint.VERSION,
-    }
 
 
 def copied(value: Any) -> Any:

@@ -22,7 +22,7 @@ import torchvision.datasets as tv
 from msn.config.sections.data import SourceName
 from msn.data.sources import Source, open_source
 from msn.runtime.errors import UserError
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config
 from tests.support.made import COUNT, MAKERS, encoded, idx, images, labels, make_cifar10, md5
 

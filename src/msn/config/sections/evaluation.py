@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from msn.config.sections.base import (
     BelowOne,
     Choices,
-    Count,
     EpochSpan,
     Few,
     GradientNorm,
@@ -26,7 +25,7 @@ from msn.config.sections.base import (
     Side,
 )
 from msn.config.sections.data import CropScale, Images
-from msn.config.sections.logging import FileStem
+from msn.config.sections.logging import FileStem, RunLogging
 from msn.config.sections.meta import ModelName, RunMeta
 
 
@@ -127,19 +126,15 @@ class FinetuneMeta(LinearMeta):
     """Train only this many last blocks and what comes after them; null trains all."""
 
 
-class EvaluationLogging(Section):
+class EvaluationLogging(RunLogging):
     """Where the encoder comes from, what a run writes, and where."""
 
-    folder: PathText
-    """Output folder; created when missing."""
     pretrain_path: PathText
     """Checkpoint of the pre-training: the file."""
     write_tag: FileStem = "eval"
     """First part of the names of all files written."""
-    checkpoint_freq_itr: Count = 2500
-    """Steps between saves of the latest checkpoint, which each epoch ends with too."""
-    log_freq: Count = 10
-    """Steps between log lines."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
 
 
 class LinearOptimization(Section):

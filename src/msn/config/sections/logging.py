@@ -42,17 +42,15 @@ class Probe(Section):
     """At the end, print a low-shot table and draw loss curve and neighbours."""
 
 
-class Logging(Section):
-    """What a run writes, and where."""
+class RunLogging(Section):
+    """What any run writes, and where."""
 
     folder: PathText
     """Output folder; created when missing."""
-    write_tag: FileStem = "msn"
+    write_tag: FileStem
     """First part of the names of all files written."""
-    checkpoint_freq: Count = 25
-    """Epochs between numbered checkpoints."""
     checkpoint_freq_itr: Count = 2500
-    """Steps between saves of the latest checkpoint."""
+    """Steps between saves of the latest checkpoint, which each epoch ends with too."""
     keep: Count = 1
     """Newest saves kept: the latest and, beyond 1, TAG-stepN before it."""
     async_save: bool = False
@@ -61,5 +59,14 @@ class Logging(Section):
     """Steps between log lines."""
     tensorboard: bool = True
     """Also write TensorBoard event files."""
+
+
+class Logging(RunLogging):
+    """What a pre-training writes, and where."""
+
+    write_tag: FileStem = "msn"
+    """First part of the names of all files written."""
+    checkpoint_freq: Count = 25
+    """Epochs between numbered checkpoints."""
     probe: Probe | None = None
     """Probe with labelled images; null has none."""

@@ -1,5 +1,6 @@
 """Where images come from: one interface, an implementation in each module."""
 
+from msn.config.sections.data import Images
 from msn.data.sources.base import SPLITS, Sample, Source, data_folder, split_folder
 from msn.data.sources.digits import Digits
 from msn.data.sources.folder import Folder
@@ -69,3 +70,17 @@ def open_source(
         case "huggingface":
             return HuggingFace(base, split=split, channels=channels or 3)
     raise UserError(f'data.source is "{source}": no such source; see configs/schema.json for all')
+
+
+def open_images(data: Images, split: str) -> Source:
+    """The images that a `data` section names."""
+    return open_source(
+        source=data.source,
+        root_path=data.root_path,
+        image_folder=data.image_folder,
+        split=split,
+        channels=data.channels,
+        image_list=data.image_list,
+        image_key=data.image_key,
+        download=data.download,
+    )

@@ -15,7 +15,7 @@ from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
 from msn.runtime.identity import changes
 from msn.runtime.resumable import config_changes
-from msn.train.pretrain import pretrain
+from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config, write_tiny
 from tests.support.runs import assert_same, killed_at
 

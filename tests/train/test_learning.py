@@ -13,12 +13,11 @@ import torch
 
 from msn.config.load import LinearConfig
 from msn.data.sources.digits import Digits
-from msn.evaluation import supervised
 from msn.evaluation.accuracy import Score
 from msn.evaluation.job import build_job, read_weights
-from msn.evaluation.linear import linear_evaluation
-from msn.evaluation.supervised import training_batches
 from msn.runtime.errors import RunError
+from msn.train import learning
+from msn.train.learning import linear_evaluation, training_batches
 from tests.evaluation.test_linear import config, latest
 from tests.support.labelled import CPU, ROOT, values, write
 
@@ -27,7 +26,7 @@ from tests.support.labelled import CPU, ROOT, values, write
 def third_epoch_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of 50, 80 and 70 %, and later on 60 %, whatever was learnt."""
     scores = iter([50.0, 80.0, 70.0])
-    monkeypatch.setattr(supervised, "measure", lambda *_: [Score(next(scores, 60.0), 99.0)])
+    monkeypatch.setattr(learning, "measure", lambda *_: [Score(next(scores, 60.0), 99.0)])
 
 
 @pytest.mark.usefixtures("third_epoch_worse")

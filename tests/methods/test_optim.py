@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from msn.methods.msn.build import parameter_groups
-from msn.models.encoder import ENCODERS, build_encoder
-from msn.models.head import projection_head
-from msn.train.optim import (
+from msn.methods.optim import (
     FiniteGuard,
     build_optimizer,
     set_hyperparameters,
     step_unless,
 )
+from msn.models.encoder import ENCODERS, build_encoder
+from msn.models.head import projection_head
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "vitc_4gf"])
