@@ -126,6 +126,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "checkpoint_activations": False,
         "compile": False,
         "shard": False,
+        "collective_timeout": 900.0,
         "two_layer": False,
     },
     "optimization": {"ema": (0.996, 1.0), "schedule_stretch": 1.25, "accumulate": 1},

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from msn.data.augment import Augment, Centre, seeded
-from msn.evaluation import finetune as module
-from msn.evaluation.finetune import FinetuneLearner, build_model
-from msn.evaluation.job import Job, read_weights
+from msn.evaluation.finetune import FinetuneLearner, build_model, prepare
+from msn.evaluation.job import read_weights
 from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
-from msn.train.learning import finetune
 from tests.evaluation.test_finetune import PLAIN, config, learner
 from tests.support.labelled import CPU
 
@@ -152,9 +150,7 @@ def test_nothing_is_random_in_what_is_measured(weights: Path, tmp_path: Path) ->
     assert torch.equal(own.logits(images()), own.logits(images()))
 
 
-def test_the_config_reaches_the_run(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_config_reaches_the_run(weights: Path, tmp_path: Path) -> None:
     """The views, the mix and the model are those that it asks for."""
     chosen = config(
         weights, tmp_path,
@@ -163,15 +159,8 @@ def test_the_config_reaches_the_run(
         criterion__switch_prob=0.4, criterion__label_smoothing=0.2,
         meta__seed=5, meta__pool="patches", meta__drop_path_rate=0.4,
     )  # fmt: skip
-    jobs: list[Job] = []
-
-    def kept(config: Any, job: Job, learner: FinetuneLearner) -> FinetuneLearner:
-        jobs.append(job)
-        return learner
-
-    monkeypatch.setattr(module, "learn", kept)
-    own: Any = finetune(chosen, CPU)
-    (job,) = jobs
+    job, own = prepare(chosen, CPU)
+    assert own.mix
     assert job.train_view == Augment(8, (0.5, 0.7), 0.3, "rand-m1-n1", "bilinear", 5)
     assert job.val_view == Centre(8, 0.9, "bilinear")
     assert (job.batch_size, job.steps_per_epoch, job.total_steps) == (64, STEPS, 2 * STEPS)

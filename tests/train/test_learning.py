@@ -18,7 +18,7 @@ from msn.evaluation.job import build_job, read_weights
 from msn.runtime.errors import RunError
 from msn.train import learning
 from msn.train.learning import linear_evaluation, training_batches
-from tests.evaluation.test_linear import config, latest
+from tests.evaluation.test_linear import beyond, config, latest
 from tests.support.labelled import CPU, ROOT, values, write
 
 
@@ -79,7 +79,7 @@ def test_what_diverged_is_not_saved(weights: Path, tmp_path: Path) -> None:
     """However seldom there is a line in the log."""
     often: dict[str, Any] = {"logging__checkpoint_freq_itr": 1, "logging__log_freq": 1000}
     with pytest.raises(RunError, match="the loss is not finite") as error:
-        linear_evaluation(config(weights, tmp_path, optimization__lr=[3e38], **often), CPU)
+        linear_evaluation(beyond(config(weights, tmp_path, **often), 3e38), CPU)
     step = latest(tmp_path)["step"]
     assert str(error.value).startswith(f"step {step}: ")  # that after the save
     assert step < 10

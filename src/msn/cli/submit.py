@@ -7,9 +7,9 @@ from typing import Any
 from msn.config.load import Config, FinetuneConfig, LinearConfig, load
 from msn.runtime.checkpoint import prepare_folder
 from msn.runtime.errors import RunError, UserError
-from msn.runtime.launch import Job, Resources, submit
 from msn.train.learning import finetune, linear_evaluation
 from msn.train.pretraining import pretrain
+from msn.train.slurm import Job, Resources, submit
 
 HANDED_ON = (*("account", "qos", "constraint", "reservation", "nodelist", "exclude", "comment"),)
 """Options that sbatch has under the same name."""
