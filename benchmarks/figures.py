@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+NAMES = {
+    "baseline": "plain PyTorch",
+    "lightly": "lightly",
+    "ours": "this project",
+    "compiled": "this, compiled",
+}
 
 
 def main() -> None:
@@ -26,6 +32,12 @@ def main() -> None:
     figure.savefig(HERE / "speed.png", dpi=110)
 
 
+def model_of(name: str) -> str:
+    """Write `train_step cpu vits16` as `ViT-S/16, CPU`."""
+    _, device, model = name.split()
+    return f"ViT-{model[3].upper()}/{model[4:]}, {device.upper()}"
+
+
 def draw_ratios(axis: Any, steps: dict[str, Any], column: str, title: str) -> None:
     """Bars of one column, a group for each run."""
     subjects = list(dict.fromkeys(subject for run in steps.values() for subject in run["rows"]))
@@ -36,13 +48,13 @@ def draw_ratios(axis: Any, steps: dict[str, Any], column: str, title: str) -> No
             if subject in run["rows"]
         }
         places = [position + 0.22 * (offset - 1.5) for position in found]
-        bars = axis.bar(places, list(found.values()), 0.2, color=f"C{offset}", label=subject)
+        bars = axis.bar(places, list(found.values()), 0.2, color=f"C{offset}", label=NAMES[subject])
         axis.bar_label(bars, fmt="%.2f", fontsize=6)
-    axis.set_xticks(range(len(steps)), [name.removeprefix("train_step ") for name in steps])
-    axis.tick_params(axis="x", labelsize=8)
+    axis.set_xticks(range(len(steps)), [model_of(name) for name in steps])
+    axis.tick_params(axis="x", labelsize=7)
     axis.set_title(title, fontsize=10)
-    axis.margins(y=0.3)
-    axis.legend(fontsize=7, ncols=len(subjects), loc="upper center")
+    axis.margins(y=0.4)
+    axis.legend(fontsize=7, ncols=2, loc="upper center")
 
 
 def draw_masks(axis: Any, masks: dict[str, Any]) -> None:
@@ -50,12 +62,13 @@ def draw_masks(axis: Any, masks: dict[str, Any]) -> None:
     for name, result in masks.items():
         rows = result["rows"]
         mask = [row["mask"] for row in rows]
-        axis.plot(mask, [row["time ratio"] for row in rows], "o-", label=name)
+        times = [row["time ratio"] for row in rows]
+        axis.plot(mask, times, "o-", label=f"measured, {model_of(name)}")
         axis.plot(
             mask,
             [row["token ratio"] for row in rows],
             "k--",
-            label="tokens" if name == next(iter(masks)) else None,
+            label="share of tokens left" if name == next(iter(masks)) else None,
         )
     axis.set_xlabel("mask ratio")
     axis.set_title("time of the masked pass, share of the whole", fontsize=10)

@@ -1,6 +1,7 @@
 """The commands on frozen encoders, as they are typed."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from msn.cli.main import main
 from msn.evaluation.frozen import frozen, load_encoder
 from msn.interop.reading import read
 from msn.models.encoder import ENCODERS, build_encoder
+from msn.train.pretraining import pretrain
 from tests.interop.test_architecture import official_file
 from tests.support.experiments import tiny_config
 from tests.support.imagenet import CLASSES, TRAIN, VAL, make_tree
@@ -260,8 +262,33 @@ def test_all_takes_images_and_size_from_the_checkpoint(tmp_path: Path, capsys: A
     text = (tmp_path / "tiny-latest-evaluation.md").read_text()
     assert text in capsys.readouterr().out
     heading, _, *rows = text.splitlines()
-    assert heading == "| accuracy in % | 20-NN | 1-shot | 2-shot | linear, all labels |"
+    assert (
+        heading == "| accuracy in % | 20-NN | 1-shot | 2-shot | logistic regression, all labels |"
+    )
     assert [row.split(" | ")[0] for row in rows] == [
         *("| raw pixels", "| untrained encoder", "| trained encoder"),
     ]
     assert rows[1].split("|")[2:] != rows[2].split("|")[2:]
+
+
+def test_all_agrees_with_the_report_of_the_run(tmp_path: Path, capsys: Any) -> None:
+    """The same columns and numbers, of the untrained encoder too: it is what the run began with."""
+    changes = {"optimization__epochs": 1, "optimization__warmup": 0, "meta__seed": 3}
+    probe = {"every": 0, "report": True, "max_images": 300}
+    config = tiny_config(tmp_path, **changes, meta__precision="fp32", logging__probe=probe)
+    pretrain(config, torch.device("cpu"))
+    report = json.loads((tmp_path / "tiny-report.json").read_text())
+    head, _, *rows = capsys.readouterr().out.splitlines()[-5:]
+    weights = str(tmp_path / "tiny-latest.pth.tar")
+    words = ["evaluate", "all", "--weights", weights, "--max-images", "300", "--devices", "cpu"]
+    assert main(words) == 0
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (tmp_path / "tiny-latest-evaluation.md").read_text().splitlines()
+    ]
+    assert [re.split("  +", line.strip()) for line in (head, *rows)] == [table[0], *table[2:]]
+    assert table[0] == [
+        *("accuracy in %", "20-NN", "1-shot", "2-shot", "5-shot"),
+        "logistic regression, all labels",
+    ]
+    assert [row["name"] for row in report["representations"]] == [row[0] for row in table[2:]]

@@ -7,7 +7,7 @@ import pytest
 from msn.cli.main import main
 from msn.config.load import load_config
 from msn.data.image import ArrayImage
-from msn.visualize.contact_sheet import DROPPED, GAP, HEADER, contact_sheet
+from msn.visualize.contact_sheet import DROPPED, GAP, HEADER, LEAST, PAPER, contact_sheet
 
 RECIPE = Path(__file__).parents[2] / "configs/pretrain/msn_vits16.yaml"
 
@@ -40,7 +40,7 @@ def test_keys_that_views_do_not_depend_on_are_put_aside(
     words += ["--epochs", "1", "--out", str(out), "data.root_path=~nobody"]
     assert main(words) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
-    assert np.asarray(PIL.Image.open(out)).shape == (HEADER + 32 + GAP, GAP + 3 * (32 + GAP), 3)
+    assert np.asarray(PIL.Image.open(out)).shape == (HEADER + 96 + GAP, GAP + 3 * (96 + GAP), 3)
     for wrong, message in {
         "data.rand_size=4": "data.rand_size",
         "data.rand_sise=32": "did you mean 'rand_size'",
@@ -64,6 +64,24 @@ def test_as_many_patches_are_dark_as_are_dropped() -> None:
     assert (sheet[:224, GAP : GAP + 224] == 255).all()  # the target is whole
 
 
+def test_views_of_a_small_encoder_are_magnified_and_their_names_apart() -> None:
+    config = load_config(
+        RECIPE.parents[1] / "quickstart.yaml", ["data.rand_views=1", "data.focal_views=4"]
+    )
+    white = ArrayImage(np.full((20, 20, 1), 255, np.uint8), 1)
+    sheet = contact_sheet(config, white, epochs=1)
+    assert sheet.shape == (HEADER + LEAST + GAP, GAP + 2 * (LEAST + GAP) + 4 * (48 + GAP), 3)
+    inked = np.min(sheet[:HEADER], axis=(0, 2)) < 100  # columns of the heading
+    for left in (GAP, GAP + LEAST + GAP, GAP + 2 * (LEAST + GAP)):  # a name begins with its view
+        assert inked[left : left + 6].any()
+        assert not inked[left - GAP : left].any()
+    focal = sheet[HEADER:, GAP + 2 * (LEAST + GAP) :]
+    white_views = (focal == 255).all(axis=2)
+    assert white_views.sum() == 4 * 48 * 48
+    assert (focal[~white_views] == PAPER).all()  # each with an edge around it
+    assert PAPER <= 220
+
+
 def test_grey_images_and_no_focal_views() -> None:
     config = load_config(RECIPE, ["data.focal_views=0", "data.rand_views=3"])
     sheet = contact_sheet(config, ArrayImage(np.zeros((9, 9, 1), np.uint8), 1), epochs=2)
@@ -79,7 +97,7 @@ def test_grey_images_and_no_focal_views() -> None:
         ),
         ({"--image": str(RECIPE)}, "not an image; name another"),
         ({"--out": "views.txt"}, "--out views.txt: is written as PNG"),
-        ({"--epochs": "0"}, "--epochs 0: must be a whole number of at least 1"),
+        ({"--epochs": "0"}, "--epochs 0: must be a whole number from 1 to 1,000"),
     ],
 )
 def test_wrong_requests(

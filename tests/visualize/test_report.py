@@ -11,8 +11,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from msn.config.protocol import PROTOCOL
 from msn.evaluation.features import EvalSet
 from msn.evaluation.knn import knn
+from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.evaluation.lowshot import LowShot, low_shot
 from msn.runtime.errors import UserError
 from msn.visualize import report
@@ -21,6 +23,7 @@ from msn.visualize.report import (
     WRONG,
     Representation,
     Scores,
+    markdown,
     read_loss,
     table,
     write_report,
@@ -65,8 +68,7 @@ def make(folder: Path, per_class: int = 12, channels: int = 1) -> tuple[str, Eva
         csv_path=folder / "run_r0.csv",
         folder=folder,
         tag="run",
-        draws=4,
-        k=5,
+        protocol=PROTOCOL._replace(draws=4, k=5),
         skipped={"a.png": "torn"},
     )
     return text, train, val
@@ -76,41 +78,51 @@ def test_numbers_are_those_of_the_evaluations(tmp_path: Path) -> None:
     text, train, val = make(tmp_path)
     good = represent("good", train, val, 3.0)
     data = (good.train, train.labels, good.val, val.labels)
-    expected = [low_shot(*data, images_per_class=count, draws=4) for count in (1, 5, 10)]
+    expected = [low_shot(*data, images_per_class=count, draws=4) for count in (1, 2, 5)]
     top1 = knn(*data, k=5).top1
+    fitted = fit(prepare(good.train.double()), train.labels, lambd=0.0025)
+    logistic = accuracy(fitted, prepare(good.val.double()), val.labels).top1
 
     saved = json.loads((tmp_path / "run-report.json").read_text())
     assert saved["skipped_images"] == {"a.png": "torn"}
     assert [one["name"] for one in saved["representations"]] == ["poor", "good"]
     assert (saved["unit"], saved["draws"], saved["k"]) == ("percent", 4, 5)
     assert saved["representations"][1]["knn"] == top1
+    assert saved["representations"][1]["logistic"] == logistic
     assert saved["representations"][1]["low_shot"] == [result._asdict() for result in expected]
     cells = [f"{result.mean:.1f} ± {result.std:.1f}" for result in expected]
     assert text.splitlines()[-1].split("   ")[0] == "good"
     assert [part.strip() for part in text.splitlines()[-1].split("  ") if part.strip()] == [
         "good",
-        *cells,
         f"{top1:.1f}",
+        *cells,
+        f"{logistic:.1f}",
     ]
 
 
 def test_table() -> None:
     rows = [
-        Scores("raw pixels", [LowShot(1, [60.0, 70.0], 65.0, 7.07)], 98.64),
-        Scores("trained", [LowShot(1, [100.0, 100.0], 100.0, 0.0)], 100.0),
+        Scores("raw pixels", 98.64, [LowShot(1, [60.0, 70.0], 65.0, 7.07)], 99.0),
+        Scores("trained", 100.0, [LowShot(1, [100.0, 100.0], 100.0, 0.0)], 8.0),
     ]
-    assert table(rows).splitlines() == [
-        "accuracy in %   1 label/class    k-NN",
-        "-" * 37,
-        "raw pixels         65.0 ± 7.1    98.6",
-        "trained           100.0 ± 0.0   100.0",
+    assert table(rows, 20).splitlines() == [
+        "accuracy in %   20-NN        1-shot   logistic regression, all labels",
+        "-" * 69,
+        "raw pixels       98.6    65.0 ± 7.1                              99.0",
+        "trained         100.0   100.0 ± 0.0                               8.0",
+    ]
+    assert markdown(rows, 20).splitlines() == [
+        "| accuracy in % | 20-NN | 1-shot | logistic regression, all labels |",
+        "| --- | --- | --- | --- |",
+        "| raw pixels | 98.6 | 65.0 ± 7.1 | 99.0 |",
+        "| trained | 100.0 | 100.0 ± 0.0 | 8.0 |",
     ]
 
 
 def test_columns_that_a_class_cannot_fill_are_left_out(tmp_path: Path) -> None:
-    text, _, _ = make(tmp_path, per_class=7)
-    assert "5 labels/class" in text
-    assert "10 labels/class" not in text
+    text, _, _ = make(tmp_path, per_class=4)
+    assert "2-shot" in text
+    assert "5-shot" not in text
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -129,8 +141,8 @@ def test_picture_is_written(tmp_path: Path, channels: int, logged: int) -> None:
 
 
 def picture(trained: Representation, train: EvalSet, val: EvalSet) -> Figure:
-    scores = Scores("trained", [LowShot(1, [50.0], 50.0, 0.0)], 75.0)
-    return report._picture(train, val, trained, scores, ([0, 10, 20], [3.0, 2.0, 1.0]), "run")
+    results = {"accuracy in %": "trained", "20-NN": "75.0", "1-shot": "50.0 ± 0.0"}
+    return report._picture(train, val, trained, results, ([0, 10, 20], [3.0, 2.0, 1.0]), "run")
 
 
 def test_frames_tell_right_neighbours_from_wrong_ones() -> None:
@@ -145,6 +157,9 @@ def test_frames_tell_right_neighbours_from_wrong_ones() -> None:
     colours = [to_hex(frame.get_edgecolor()) for frame in frames]
     assert colours == expected.ravel().tolist()
     assert set(colours) == {RIGHT, WRONG}
+    # Not by color alone: a cross in each frame that is wrong, and one in the key.
+    crosses = [line for line in grid.lines if line.get_marker() == "X"]
+    assert len(crosses) == colours.count(WRONG) + 1
     shown = [np.asarray(image.get_array()) for image in grid.images]
     wanted = [val.images[1], *train.images[nearest[1]]]  # the second row
     for found, image in zip(shown[6:12], wanted, strict=True):
@@ -153,8 +168,11 @@ def test_frames_tell_right_neighbours_from_wrong_ones() -> None:
 
 def test_loss_curve_shows_the_log() -> None:
     train, val = split(12, 0), split(5, 1)
-    curve = picture(represent("trained", train, val, 1.0), train, val).axes[0].lines[0]
+    figure = picture(represent("trained", train, val, 1.0), train, val)
+    [curve] = figure.axes[0].lines  # a mean of one is none
     assert cast(np.ndarray, curve.get_xydata()).tolist() == [[0, 3], [10, 2], [20, 1]]
+    heading = [text.get_text() for text in figure.texts]
+    assert heading == ["run", "trained, accuracy in %:   20-NN  75.0    1-shot  50.0 ± 0.0"]
 
 
 def test_read_loss(tmp_path: Path) -> None:

@@ -1,23 +1,27 @@
 """`msn evaluate all`: what the representation is worth, in one table."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench, result_path
+from msn.config.load import Config
+from msn.config.protocol import Protocol
 from msn.data.labelled import LabelledSet
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, evaluation_images, raw_pixels
 from msn.evaluation.frozen import frozen
-from msn.evaluation.logistic import accuracy, fit, prepare
-from msn.evaluation.lowshot import LAMBDA
+from msn.methods import method_of
 from msn.runtime.files import replacing
 from msn.runtime.keyed import Stream, seed64
-from msn.visualize.report import Representation, Scores, available, score
+from msn.train.build import build_model
+from msn.visualize.report import Representation, markdown, score
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,18 +38,17 @@ def run(options: argparse.Namespace) -> None:
         replace(images, chosen=good.indices)
         for images, good in zip((splits.train, splits.val), pixels, strict=True)
     ]
-    counts = available(train_labels, options.images_per_class)
-    rows, linear = [], []
-    for name, (train, val) in (
-        ("raw pixels", [raw_pixels(split.images) for split in pixels]),
-        ("untrained encoder", _features(_untrained(bench, options.seed), sets)),
-        ("trained encoder", _features(bench, sets)),
-    ):
-        row = Representation(name, train, val)
-        settings = {"draws": options.draws, "seed": options.seed, "k": options.k}
-        rows.append(score(row, train_labels, val_labels, counts, **settings))
-        linear.append(_linear(row, train_labels, val_labels, bench.encoder.devices[0]))
-    text = markdown(rows, linear, options.k)
+    protocol = Protocol(options.images_per_class, options.draws, options.seed, options.k)
+    device = bench.encoder.devices[0]
+    rows = [
+        score(Representation(name, *features), train_labels, val_labels, protocol, device)
+        for name, features in (
+            ("raw pixels", [raw_pixels(split.images) for split in pixels]),
+            ("untrained encoder", _features(_untrained(bench), sets)),
+            ("trained encoder", _features(bench, sets)),
+        )
+    ]
+    text = markdown(rows, options.k)
     if skipped:
         text += f"\n\nLeft out, as they could not be read: {', '.join(skipped)}"
     print(text)
@@ -54,30 +57,15 @@ def run(options: argparse.Namespace) -> None:
     say_written(path)
 
 
-def markdown(rows: Sequence[Scores], linear: Sequence[float], k: int) -> str:
-    """A line for each representation: k-NN, each number of images per class, all labels."""
-    shots = [f"{result.images_per_class}-shot" for result in rows[0].low_shot]
-    heads = ["accuracy in %", f"{k}-NN", *shots, "linear, all labels"]
-    lines = [heads, ["---"] * len(heads)]
-    for row, top1 in zip(rows, linear, strict=True):
-        cells = [f"{result.mean:.1f} ± {result.std:.1f}" for result in row.low_shot]
-        lines.append([row.name, f"{row.knn:.1f}", *cells, f"{top1:.1f}"])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _linear(
-    row: Representation, train_labels: Tensor, val_labels: Tensor, device: torch.device
-) -> float:
-    """Logistic regression on all labels, as in the paper's linear transfer (appendix A)."""
-    train, val = (prepare(features.double().to(device)) for features in (row.train, row.val))
-    return accuracy(fit(train, train_labels, lambd=LAMBDA), val, val_labels).top1
-
-
-def _untrained(bench: Bench, seed: int) -> Bench:
-    """The same with random weights."""
+def _untrained(bench: Bench) -> Bench:
+    """The same with the random weights that the run began with, where its config is known."""
+    weights = bench.pretrained
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed64(seed, Stream.INIT))
-        vit = bench.pretrained.architecture.build()
+        torch.manual_seed(seed64(0, Stream.INIT))
+        vit = weights.architecture.build()
+    with contextlib.suppress(ValidationError):  # of another version, or none
+        config = Config.model_validate(weights.config)
+        vit = build_model(method_of(config), config, weights.architecture.in_chans, 1).encoder
     encoder = frozen(
         bench.pretrained,
         devices=bench.encoder.devices,

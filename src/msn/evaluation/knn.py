@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from msn.config.protocol import PROTOCOL
 from msn.evaluation.features import require_finite
 from msn.runtime.errors import UserError
 
@@ -28,8 +29,8 @@ def knn(
     queries: Tensor,
     query_labels: Tensor,
     *,
-    k: int = 20,
-    temperature: float | None = 0.07,
+    k: int = PROTOCOL.k,
+    temperature: float | None = PROTOCOL.temperature,
     max_scores: int = MAX_SCORES,
 ) -> KNN:
     """One setting of `knn_sweep`, where arguments and errors are."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from msn.config.protocol import PROTOCOL
 from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.runtime import keyed
 from msn.runtime.errors import UserError, printable
@@ -34,8 +35,8 @@ def low_shot(
     test_labels: Tensor,
     *,
     images_per_class: int,
-    draws: int = 20,
-    seed: int = 0,
+    draws: int = PROTOCOL.draws,
+    seed: int = PROTOCOL.seed,
     lambd: float = LAMBDA,
 ) -> LowShot:
     """Fit on a few random images of each class, score on all of the test set, several times.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from msn.config.load import Config
+from msn.config.protocol import PROTOCOL
 from msn.data.batch import normalise
 from msn.data.classes import labelled_splits
 from msn.data.sources import Source, open_source
@@ -88,6 +89,8 @@ class Probe:
             Representation("untrained encoder", *self._features(untrained)),
             Representation("trained encoder", *self._features(encoder)),
         ]
+        own = self.settings
+        protocol = PROTOCOL._replace(k=own.k, temperature=own.temperature)
         print(
             write_report(
                 train=self.train,
@@ -96,8 +99,8 @@ class Probe:
                 csv_path=csv_path(folder, tag),
                 folder=folder,
                 tag=tag,
-                k=self.settings.k,
-                temperature=self.settings.temperature,
+                protocol=protocol,
+                device=self.parts.device,
                 skipped=self.unreadable.found,
             )
         )

@@ -16,6 +16,8 @@ from msn.runtime.keyed import Stream, seed64
 
 GAP = 8  # pixels between views
 HEADER = 24
+LEAST = 96  # side that the views of a small encoder are magnified to, px
+PAPER = 200  # gray: white views have an edge on it, as black ones have
 DROPPED = 0.2  # brightness of a dropped patch
 
 
@@ -27,7 +29,7 @@ def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
         epochs: how many rows.
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        uint8 (H, W, 3), RGB; each pixel of small views is a square of several.
 
     Raises:
         BadImage: it cannot be decoded.
@@ -40,7 +42,7 @@ def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
         make_views(image, spec, seed=config.meta.seed, epoch=epoch, sample=0, out=views)
         rows.append(_row(views, [_masked(config, view, epoch) for view in views[RANDOM]]))
     sheet = np.concatenate([_header(rows[0].shape[1], views), *rows])
-    return np.pad(sheet, ((0, 0), (GAP, 0), (0, 0)), constant_values=255)
+    return np.pad(sheet, ((0, 0), (GAP, 0), (0, 0)), constant_values=PAPER)
 
 
 def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
@@ -57,11 +59,12 @@ def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
 
 
 def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
-    large = [_framed(view) for view in (*views[TARGET], *masked)]
+    zoom = _zoom(views)
+    large = [_framed(view, zoom) for view in (*views[TARGET], *masked)]
     height = len(large[0])
     if not len(views[FOCAL]):
         return np.concatenate(large, axis=1)
-    small = [_framed(view) for view in views[FOCAL]]
+    small = [_framed(view, zoom) for view in views[FOCAL]]
     stacked = max(1, height // len(small[0]))  # focal views above each other
     columns = [small[i : i + stacked] for i in range(0, len(small), stacked)]
     blocks = [np.concatenate(column) for column in columns]
@@ -69,20 +72,27 @@ def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([_filled(block, height) for block in large + blocks], axis=1)
 
 
-def _framed(view: np.ndarray) -> np.ndarray:
-    """RGB, of the first three channels if there are so many, with white to the right and below."""
+def _zoom(views: SampleViews) -> int:
+    """How many times the views are magnified, so that their names have room above them."""
+    return -(-LEAST // views[TARGET].shape[1])
+
+
+def _framed(view: np.ndarray, zoom: int) -> np.ndarray:
+    """RGB, of the first three channels if there are so many, with paper to the right and below."""
     rgb = view[..., :3] if view.shape[2] >= 3 else np.repeat(view[..., :1], 3, axis=2)
-    return np.pad(rgb, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    large = rgb.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    return np.pad(large, ((0, GAP), (0, GAP), (0, 0)), constant_values=PAPER)
 
 
 def _filled(block: np.ndarray, height: int) -> np.ndarray:
-    return np.pad(block, ((0, height - len(block)), (0, 0), (0, 0)), constant_values=255)
+    missing = height - len(block)
+    return np.pad(block, ((0, missing), (0, 0), (0, 0)), constant_values=PAPER)
 
 
 def _header(width: int, views: SampleViews) -> np.ndarray:
     """The names of the kinds of views, each above the first of its kind."""
-    header = np.full((HEADER, width, 3), 255, np.uint8)
-    step = views[TARGET].shape[1] + GAP
+    header = np.full((HEADER, width, 3), PAPER, np.uint8)
+    step = views[TARGET].shape[1] * _zoom(views) + GAP
     names = [(0, "target"), (step, "random")]
     names += [(step * (1 + len(views[RANDOM])), "focal")] * bool(len(views[FOCAL]))
     for left, name in names:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msn.config.protocol import PROTOCOL, Protocol
 from msn.evaluation.features import EvalSet
 from msn.evaluation.knn import knn, neighbours
-from msn.evaluation.lowshot import LowShot, low_shot
+from msn.evaluation.logistic import accuracy, fit, prepare
+from msn.evaluation.lowshot import LAMBDA, LowShot, low_shot
 from msn.runtime.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 QUERIES = 10
 NEIGHBOURS = 5
 CELL = 0.9  # side of a thumbnail, in units of the grid
-RIGHT, WRONG, INK, PALE, GREY = "#2a9d5c", "#d1495b", "#1d3557", "#a8bcd4", "#555555"
+RIGHT, WRONG = "#0072b2", "#d55e00"  # told apart by all eyes; what is wrong has a cross, too
+INK, PALE, GREY = "#1d3557", "#a8bcd4", "#555555"
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Scores:
     """One row of the table. Accuracies in percent."""
 
     name: str
-    low_shot: list[LowShot]
     knn: float
+    low_shot: list[LowShot]
+    logistic: float  # regression on all labels
 
 
 def write_report(
@@ -52,11 +56,8 @@ def write_report(
     csv_path: Path,
     folder: Path,
     tag: str,
-    images_per_class: Sequence[int] = (1, 5, 10),
-    draws: int = 20,
-    seed: int = 0,
-    k: int = 20,
-    temperature: float = 0.07,
+    protocol: Protocol = PROTOCOL,
+    device: torch.device | str = "cpu",
     skipped: Mapping[str, str] | None = None,
 ) -> str:
     """Compare representations and write `TAG-report.json` and `TAG-report.png` to `folder`.
@@ -68,12 +69,8 @@ def write_report(
         csv_path: log of the run, for the loss curve.
         folder: of the files written.
         tag: how their names begin.
-        images_per_class: columns of the table; those that the smallest class of `train` cannot
-            fill are left out.
-        draws: of the labelled images, for the mean and spread of each of these columns.
-        seed: of the draws.
-        k: number of neighbours that vote in k-NN.
-        temperature: of that vote.
+        protocol: what is measured.
+        device: that the regression on all labels computes on.
         skipped: reason by name of the images that were left out.
 
     Returns:
@@ -82,41 +79,44 @@ def write_report(
     Raises:
         UserError: a file cannot be written, or the images are too few to evaluate with.
     """
-    counts = available(train.labels, images_per_class)
-    scores = [
-        score(
-            *(one, train.labels, val.labels, counts),
-            draws=draws,
-            seed=seed,
-            k=k,
-            temperature=temperature,
-        )
-        for one in representations
-    ]
-    content = {**_as_json(scores, draws, k), "skipped_images": dict(skipped or {})}
+    scores = [score(one, train.labels, val.labels, protocol, device) for one in representations]
+    content = {**_as_json(scores, protocol), "skipped_images": dict(skipped or {})}
     write_json(folder / f"{tag}-report.json", content)
-    figure = _picture(train, val, representations[-1], scores[-1], read_loss(csv_path), tag)
+    results = dict(zip(*cells(scores[-1:], protocol.k), strict=True))
+    figure = _picture(train, val, representations[-1], results, read_loss(csv_path), tag)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     with replacing(folder / f"{tag}-report.png") as path:
         path.write_bytes(picture.getvalue())
-    return table(scores)
+    return table(scores, protocol.k)
 
 
-def table(scores: Sequence[Scores]) -> str:
-    """The scores as aligned text: a heading and one line for each."""
-    heads = [_heading(result) for result in scores[0].low_shot]
-    rows = [["accuracy in %", *heads, "k-NN"]]
+def cells(scores: Sequence[Scores], k: int) -> list[list[str]]:
+    """The table of all scores, its headings first: k-NN, few labels, all labels."""
+    shots = [f"{result.images_per_class}-shot" for result in scores[0].low_shot]
+    rows = [["accuracy in %", f"{k}-NN", *shots, "logistic regression, all labels"]]
     for row in scores:
-        cells = [f"{result.mean:.1f} ± {result.std:.1f}" for result in row.low_shot]
-        rows.append([row.name, *cells, f"{row.knn:.1f}"])
+        few = [f"{result.mean:.1f} ± {result.std:.1f}" for result in row.low_shot]
+        rows.append([row.name, f"{row.knn:.1f}", *few, f"{row.logistic:.1f}"])
+    return rows
+
+
+def table(scores: Sequence[Scores], k: int) -> str:
+    """The scores as aligned text: a heading and one line for each."""
+    rows = cells(scores, k)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for name, *cells in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+    for name, *numbers in rows:
+        padded = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
         lines.append("   ".join([name.ljust(widths[0]), *padded]))
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+def markdown(scores: Sequence[Scores], k: int) -> str:
+    """The same in Markdown."""
+    head, *rows = cells(scores, k)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def read_loss(csv_path: Path) -> tuple[list[int], list[float]]:
@@ -138,12 +138,8 @@ def score(
     one: Representation,
     train_labels: Tensor,
     val_labels: Tensor,
-    images_per_class: Sequence[int],
-    *,
-    draws: int = 20,
-    seed: int = 0,
-    k: int = 20,
-    temperature: float = 0.07,
+    protocol: Protocol = PROTOCOL,
+    device: torch.device | str = "cpu",
 ) -> Scores:
     """The row of one representation, from its train to its val features.
 
@@ -153,34 +149,36 @@ def score(
         UserError: a class has too few images, or there are fewer than k.
     """
     data = one.train, train_labels, one.val, val_labels
-    results = [
-        low_shot(*data, images_per_class=count, draws=draws, seed=seed)
-        for count in images_per_class
+    few = [
+        low_shot(*data, images_per_class=count, draws=protocol.draws, seed=protocol.seed)
+        for count in available(train_labels, protocol.images_per_class)
     ]
-    return Scores(one.name, results, knn(*data, k=k, temperature=temperature).top1)
+    votes = knn(*data, k=protocol.k, temperature=protocol.temperature)
+    # On all labels as in the paper's linear transfer (appendix A).
+    train, val = (prepare(features.double().to(device)) for features in (one.train, one.val))
+    logistic = accuracy(fit(train, train_labels, lambd=LAMBDA), val, val_labels)
+    return Scores(one.name, votes.top1, few, logistic.top1)
 
 
-def _as_json(scores: Sequence[Scores], draws: int, k: int) -> dict[str, object]:
+def _as_json(scores: Sequence[Scores], protocol: Protocol) -> dict[str, object]:
     rows = [
         {
             "name": row.name,
             "low_shot": [result._asdict() for result in row.low_shot],
             "knn": row.knn,
+            "logistic": row.logistic,
         }
         for row in scores
     ]
-    return {"unit": "percent", "draws": draws, "k": k, "representations": rows}
-
-
-def _heading(result: LowShot) -> str:
-    return f"{result.images_per_class} label{'s' * (result.images_per_class > 1)}/class"
+    settings = {"draws": protocol.draws, "k": protocol.k}
+    return {"unit": "percent", **settings, "representations": rows}
 
 
 def _picture(
     train: EvalSet,
     val: EvalSet,
     trained: Representation,
-    scores: Scores,
+    results: Mapping[str, str],
     loss: tuple[list[int], list[float]],
     tag: str,
 ) -> "Figure":
@@ -191,9 +189,9 @@ def _picture(
     figure = Figure(figsize=(11.4, 7.6), facecolor="white")
     FigureCanvasAgg(figure)
     figure.text(0.055, 0.925, tag, fontsize=19, weight="bold", color=INK)
-    results = [f"{_heading(result)}  {result.mean:.1f} %" for result in scores.low_shot]
-    line = "    ".join([*results, f"k-NN  {scores.knn:.1f} %"])
-    figure.text(0.055, 0.885, f"{scores.name}:   {line}", fontsize=12, color=GREY)
+    (what, name), *numbers = results.items()
+    line = "    ".join(f"{column}  {number}" for column, number in numbers)
+    figure.text(0.055, 0.885, f"{name}, {what}:   {line}", fontsize=10.5, color=GREY)
     _draw_loss(figure.add_axes((0.055, 0.09, 0.5, 0.7)), *loss)
     _draw_neighbours(figure.add_axes((0.605, 0.035, 0.375, 0.755)), train, val, trained)
     return figure
@@ -209,13 +207,15 @@ def _draw_loss(axes: "Axes", steps: Sequence[int], losses: Sequence[float]) -> N
     if not steps:
         axes.text(0.5, 0.5, "no log found", transform=axes.transAxes, ha="center", color=GREY)
         return
-    axes.plot(steps, losses, color=PALE, linewidth=1, label="logged")
     window = max(1, len(losses) // 20)
+    axes.plot(steps, losses, color=PALE if window > 1 else INK, linewidth=1, label="logged")
+    axes.margins(x=0.01)
+    if window == 1:
+        return  # a mean of one is what is drawn already
     smooth = np.convolve(losses, np.full(window, 1 / window), mode="valid")
     start = window // 2
     middles = steps[start : start + len(smooth)]
-    axes.plot(middles, smooth, color=INK, linewidth=2, label=f"mean of {window}")
-    axes.margins(x=0.01)
+    axes.plot(middles, smooth, color=INK, linewidth=2, label=f"mean of {window} logged")
     axes.legend(frameon=False, labelcolor=GREY)
 
 
@@ -237,14 +237,21 @@ def _draw_neighbours(axes: "Axes", train: EvalSet, val: EvalSet, trained: Repres
             frame = Rectangle((x, row), CELL, CELL, fill=False, linewidth=2.2)
             frame.set_edgecolor(RIGHT if same else WRONG)
             axes.add_patch(frame)
+            if not same:
+                _cross(axes, x + 0.78 * CELL, row + 0.22 * CELL)
     rows = len(queries)
     axes.text(0, rows + 0.12, "query", fontsize=10.5, color=GREY, va="top")
-    for x, colour, text in ((1.35, RIGHT, "same class"), (3.35, WRONG, "another class")):
-        axes.text(x, rows + 0.12, f"■ {text}", fontsize=10.5, color=colour, va="top")
+    for x, colour, text in ((1.35, RIGHT, "■ same class"), (3.65, WRONG, "another class")):
+        axes.text(x, rows + 0.12, text, fontsize=10.5, color=colour, va="top")
+    _cross(axes, 3.47, rows + 0.25)
     axes.set_xlim(-0.03, NEIGHBOURS + 1.35)
     axes.set_ylim(rows + 0.5, -0.03)
     axes.set_aspect("equal", anchor="NW")
     axes.axis("off")
+
+
+def _cross(axes: "Axes", x: float, y: float) -> None:
+    axes.plot([x], [y], marker="X", markersize=9, color=WRONG, markeredgecolor="white")
 
 
 def _draw_image(axes: "Axes", image: Tensor, x: float, y: float) -> None:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from msn.cli.arguments import batch, count, divisor, few, path, share, side, strength, truth, whole
+from msn.config.protocol import PROTOCOL
 
 ENCODERS = ("target", "anchor")
 SOLVERS = ("cyanure", "torch", "sklearn")
@@ -84,7 +85,12 @@ def add_knn(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--k", type=count, nargs="+", default=[10, 20], help="numbers of neighbors that vote")
     add("--vote", nargs="+", choices=VOTES, default=VOTES, help="how the neighbors vote")
-    add("--temperature", type=divisor, default=0.07, help="temperature of the weighted vote")
+    add(
+        "--temperature",
+        type=divisor,
+        default=PROTOCOL.temperature,
+        help="temperature of the weighted vote",
+    )
     add("--out", type=path, metavar="FILE", help=_RESULT)
 
 
@@ -114,7 +120,12 @@ def add_logistic(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draw so many labeled images of each class, instead of reading lists",
     )
-    add("--draws", type=count, default=20, help="how often to draw each number of images")
+    add(
+        "--draws",
+        type=count,
+        default=PROTOCOL.draws,
+        help="how often to draw each number of images",
+    )
     add("--seed", type=whole, default=0, help="seed of the draws")
     add(
         "--lambd",
@@ -152,13 +163,18 @@ def add_all(parser: argparse.ArgumentParser) -> None:
         "--images-per-class",
         type=count,
         nargs="+",
-        default=[1, 2, 5],
+        default=list(PROTOCOL.images_per_class),
         metavar="N",
         help="numbers of labeled images of each class",
     )
-    add("--draws", type=count, default=20, help="how often to draw each number of images")
-    add("--seed", type=whole, default=0, help="seed of the draws and of the untrained encoder")
-    add("--k", type=count, default=20, help="number of neighbors that vote")
+    add(
+        "--draws",
+        type=count,
+        default=PROTOCOL.draws,
+        help="how often to draw each number of images",
+    )
+    add("--seed", type=whole, default=PROTOCOL.seed, help="seed of the draws")
+    add("--k", type=count, default=PROTOCOL.k, help="number of neighbors that vote")
     add(
         "--max-images",
         type=count,

@@ -3,6 +3,7 @@
 import argparse
 
 from msn.cli.arguments import count, few, path, side, whole
+from msn.config.protocol import PROTOCOL
 
 FORMATS = ("official", "huggingface", "timm", "onnx", "torch", "release")
 IMPORTED_AS = ("official", "huggingface", "timm", "run")
@@ -120,7 +121,7 @@ def add_draw(parser: argparse.ArgumentParser) -> None:
         "--images-per-class",
         type=count,
         nargs="+",
-        default=[1, 2, 5],
+        default=list(PROTOCOL.images_per_class),
         metavar="N",
         help="numbers of images of each class, a list for each",
     )

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from msn.config.protocol import PROTOCOL
 from msn.config.sections.base import Count, Divisor, PathOrEmpty, PathText, Section, Whole
 from msn.config.sections.data import SourceName
 
@@ -32,9 +33,9 @@ class Probe(Section):
     """Go on without images that cannot be read."""
     image_list: PathText | None = None
     """Its list of images; null takes data.image_list."""
-    k: Count = 20
+    k: Count = PROTOCOL.k
     """Neighbours that vote."""
-    temperature: Divisor = 0.07
+    temperature: Divisor = PROTOCOL.temperature
     """Temperature of the votes."""
     max_images: Count | None = 10_000
     """At most this many images of each split, which are kept in memory; null takes all."""
