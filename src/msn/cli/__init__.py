@@ -1,1 +1,1 @@
-"""The commands, a module each."""
+"""The commands, a module each; `main` finds the one that is asked for."""

@@ -1,4 +1,4 @@
-"""What the options of all commands share: the parser, its help, and the types of values."""
+"""The argument parser, its help texts and the types of values that all commands share."""
 
 import argparse
 from collections.abc import Callable

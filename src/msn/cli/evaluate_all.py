@@ -1,4 +1,4 @@
-"""`msn evaluate all`: what the representation is worth, in one table."""
+"""`msn evaluate all`: raw pixels, untrained and trained encoder compared in one table."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""`msn evaluate finetune`: encoder and classifier trained together, with labels."""
+"""`msn evaluate finetune`: train the encoder and a classifier together, with labels."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`msn evaluate knn`: nearest neighbours on frozen features, from the train to the val split."""
+"""`msn evaluate knn`: nearest neighbors on frozen features, from the train to the val split."""
 
 import argparse
 

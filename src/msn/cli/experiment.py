@@ -1,4 +1,4 @@
-"""What the commands that run a config file have in common."""
+"""Read a config, start the processes and run: shared by all commands that run a config file."""
 
 import argparse
 import glob

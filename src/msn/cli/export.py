@@ -1,4 +1,4 @@
-"""`msn export`: weights for other software, or the whole state of a run to be released."""
+"""`msn export`: write weights for other software, or release the whole state of a run."""
 
 import argparse
 

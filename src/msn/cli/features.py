@@ -1,4 +1,4 @@
-"""`msn features`: features of a frozen encoder for other programs."""
+"""`msn features`: write the features of a frozen encoder to a file."""
 
 import argparse
 

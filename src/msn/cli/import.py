@@ -1,4 +1,4 @@
-"""`msn import`: weights from elsewhere, in a form to evaluate or to continue from."""
+"""`msn import`: convert weights from elsewhere, to be evaluated or trained further."""
 
 import argparse
 from pathlib import Path

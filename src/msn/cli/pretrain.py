@@ -1,4 +1,4 @@
-"""`msn pretrain`, also `main.py`: pre-train an encoder, or print what that would take or takes."""
+"""`msn pretrain`, also `main.py`: pre-train an encoder, plan the run, or profile its steps."""
 
 import argparse
 from functools import partial

@@ -1,4 +1,4 @@
-"""`msn submit`, also `main_distributed.py`: the same config and the same run, as a SLURM job."""
+"""`msn submit`, also `main_distributed.py`: run a config as a SLURM job."""
 
 import argparse
 import re

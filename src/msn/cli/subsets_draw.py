@@ -1,4 +1,4 @@
-"""`msn subsets draw`: lists of labelled images in the official format."""
+"""`msn subsets draw`: write lists of a few labeled images in the official format."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`msn subsets fetch`: the official lists of labelled ImageNet images."""
+"""`msn subsets fetch`: download the official lists of labeled ImageNet images."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Output that reaches people whatever their terminal can show, and after they have gone."""
+"""Output that works on any terminal and survives a closed pipe."""
 
 import codecs
 import io

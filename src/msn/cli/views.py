@@ -1,4 +1,4 @@
-"""`msn views`: a picture of the views that a config makes of an image."""
+"""`msn views`: draw the views that a config makes of an image."""
 
 import argparse
 

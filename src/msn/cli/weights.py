@@ -1,4 +1,4 @@
-"""What the commands on frozen encoders have in common: weights, images, devices, a cache."""
+"""Weights, images, devices and cache, as all commands on frozen encoders open them."""
 
 import argparse
 import contextlib

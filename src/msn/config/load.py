@@ -1,4 +1,4 @@
-"""What an experiment is: a config file as one typed, validated, immutable object.
+"""Read and check a config file: it becomes one typed, immutable object.
 
 Config files of the official MSN code load unchanged. `python -m msn.config > configs/schema.json`
 writes the JSON schema for editors.

@@ -1,4 +1,4 @@
-"""Reading a config file: YAML that remembers where each key stands, and errors that say so."""
+"""Read YAML with the line of each key, and explain errors by file and line."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""The augmentation of fine-tuning: timm's, with its draws keyed.
+"""The augmentation of fine-tuning: timm's, with keyed random draws.
 
 timm draws from the global generators of Python, NumPy and PyTorch; here they are seeded for each
 image, and afterwards left as they were.

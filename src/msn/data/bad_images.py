@@ -1,4 +1,4 @@
-"""The bad images of a run: each is said and listed once, and too many stop the run."""
+"""Bad images of a pre-training: report and list each once, stop the run if there are too many."""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator

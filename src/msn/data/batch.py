@@ -1,4 +1,4 @@
-"""A batch of views as a named structure, its buffers, and its way to normalised floats."""
+"""The views of a batch by kind: buffers, and the way to normalized floats on the device."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The classes of two splits, matched by name: what is learnt of one is asked of the other."""
+"""Match the classes of the train and val splits by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Colour jitter and grayscale as torchvision does them on PIL images, compiled by numba.
+"""Color jitter and grayscale as torchvision does them on PIL images, compiled by numba.
 
 Pixels are taken through all steps a block at a time, within the first cache; OpenCV passes over the
 view for each step, for the hue three times. Between steps values are whole numbers, as in PIL, and

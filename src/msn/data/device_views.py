@@ -1,4 +1,4 @@
-"""The second half of making views, for a whole batch at once on its device: all but the crop.
+"""Flips, colors and blur for a whole batch at once, on the device.
 
 The same operations as in `msn.data.views`, in floating point. What a sample gets is read from its
 packed draw (`msn.data.draws`) on the host, so the host never waits for the device. Channels are

@@ -1,4 +1,4 @@
-"""What each view of an image looks like, decided before any pixel is touched.
+"""Draw what each view of an image looks like, before any pixel is touched.
 
 A `Draw` is a pure function of keyed uniform numbers and follows the official distribution (paper,
 A.1). `msn.data.views` makes its pixels on the CPU; or it does the crop only, and

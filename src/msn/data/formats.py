@@ -1,4 +1,4 @@
-"""Which kind of image file bytes are, and which package reads it here."""
+"""Recognize the format of image bytes, and name the package that reads it."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""An image as a source hands it out: its size at once, its pixels when they are asked for.
+"""An image as a source gives it: its size at once, its pixels when asked for.
 
 The reference is the loader of torchvision's ImageFolder, `PIL.Image.open(file).convert("RGB")`: no
 EXIF rotation, the first frame of an animation. Whole, ordinary JPEGs are decoded by OpenCV, to the

@@ -1,4 +1,4 @@
-"""Images as callers have them in Python: files of Pillow, arrays, tensors, one or many."""
+"""Images given from Python: of Pillow, arrays or tensors, one or many."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Batches of labelled images: augmented in random order to learn from, or in turn to measure with.
+"""Batches of labeled images, shuffled and augmented to learn from, or in order to measure with.
 
 A batch is a pure function of (seed, step), as in pre-training.
 """

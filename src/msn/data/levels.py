@@ -1,4 +1,4 @@
-"""Values of any type as levels from 0 to 255, or a reason why that is nobody's guess.
+"""Convert pixel values of any type to 0..255, or say why that would be a guess.
 
 Unsigned integers keep the upper eight bits of their width; floats stand for 0 to 1 and are
 multiplied by 255. Nothing is clipped: of other floats and of signed integers nobody but their owner

@@ -1,4 +1,4 @@
-"""The workers and the batches. The whole state of the loader is one integer, the step.
+"""The training loader: batches of views; its whole state is one integer, the step.
 
 A batch is a pure function of (seed, step): how many workers make it, and where a run was started,
 change nothing. Views are written straight into a ring of shared buffers, allocated once: memory

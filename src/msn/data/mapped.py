@@ -1,4 +1,4 @@
-"""Arrays in one file that every process maps: there at once, in memory once, however large.
+"""Arrays in one memory-mapped file that all processes share.
 
 What takes long to find out, such as the files below a folder, is kept in a cache folder together
 with a stamp of all that was read for it, and found out again when one of the stamps has changed.

@@ -1,4 +1,4 @@
-"""What images are normalised with."""
+"""Mean and standard deviation that images are normalized with."""
 
 from typing import NamedTuple
 

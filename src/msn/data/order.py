@@ -1,4 +1,4 @@
-"""The order of the samples: a permutation keyed by (seed, epoch), computed where it is needed.
+"""The order of the samples: a permutation keyed by seed and epoch, computed where needed.
 
 Nothing is as long as the data set, whatever its length, in any process.
 """

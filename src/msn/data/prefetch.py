@@ -1,4 +1,4 @@
-"""Batches on their way to the device, one ahead of the step that uses them."""
+"""Copy batches to the device, one ahead of the step that uses them."""
 
 from collections.abc import Iterator
 from dataclasses import replace

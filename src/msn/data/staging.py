@@ -1,4 +1,4 @@
-"""Data copied to local disk: once for all processes of a machine, whole or not at all."""
+"""Copy data to a local disk, once for all processes of a machine."""
 
 import fcntl
 import hashlib

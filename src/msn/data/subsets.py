@@ -1,4 +1,4 @@
-"""Lists of labelled images in the official format, and getting the official lists of ImageNet.
+"""Read, write and download lists of labeled images in the official format.
 
 One file name on each line. `n01440764_10026.JPEG` is the file of that name in the class folder
 `n01440764`; a name with its folder (`dogs/rex.png`), or any other name that the source gives an

@@ -1,4 +1,4 @@
-"""Tar files read to their end: Python's reader takes a damaged header for the end of the file."""
+"""Read tar files to their end; Python's reader takes a damaged header for the end."""
 
 import os
 import tarfile

@@ -1,4 +1,4 @@
-"""The images that an evaluation cannot read: told all at once, or left out if that is wished."""
+"""Images that an evaluation cannot read: report them together, or skip them if asked to."""
 
 from collections.abc import Iterable
 

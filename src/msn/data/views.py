@@ -1,4 +1,4 @@
-"""One image to its views: random crops of several kinds, augmented as in MSN (paper, A.1).
+"""Make the views of one image: random crops, augmented as in MSN (paper, A.1).
 
 What a view looks like is decided in `msn.data.draws`; `render` makes its pixels. Images and views
 are uint8 (H, W, C).

@@ -1,4 +1,4 @@
-"""The processes that make batches: how they start and end, and what comes back from them."""
+"""The loader's worker processes: how they start, end and hand over batches."""
 
 import os
 import signal

@@ -1,1 +1,1 @@
-"""What a frozen representation is worth: each module takes features and returns a result."""
+"""Measure a representation with labels: on frozen features, or by fine-tuning."""

@@ -1,4 +1,4 @@
-"""How often a classifier is right: top-1 and top-5, each image counted once over all processes."""
+"""Top-1 and top-5 accuracy, counting each image once over all processes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

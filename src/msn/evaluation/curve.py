@@ -1,4 +1,4 @@
-"""Accuracy against the number of labels: one classifier for each set of labelled images."""
+"""Accuracy against the number of labels, a classifier for each set of labeled images."""
 
 import io
 import statistics

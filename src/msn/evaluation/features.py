@@ -1,4 +1,4 @@
-"""Images -> frozen features: computed once, in shards that survive an interruption, and kept.
+"""Compute features of images, in shards that survive an interruption, and cache them.
 
 A cache is a folder with one sub-folder for each key, and the key is made of all that changes the
 features: weights, taps, evaluation view, normalisation, precision, and the images themselves. What

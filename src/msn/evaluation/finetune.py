@@ -1,4 +1,4 @@
-"""Fine-tuning: encoder and classifier trained together, with the recipe of MAE that MSN uses.
+"""Fine-tuning: train encoder and classifier together, with MAE's recipe as MSN uses it.
 
 Its parts are timm's: RandAugment, random erasing, mixup and cutmix, layer-wise learning rates, the
 moving average. What they draw is keyed by the step, so that a resumed run draws the same.

@@ -1,4 +1,4 @@
-"""From the config of an evaluation to what there is to learn: images, labels, weights, steps."""
+"""Images, labels, weights and step counts of an evaluation that trains."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""k-NN classification on frozen features: no training, so it tells most per second of compute."""
+"""k-NN classification on frozen features."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

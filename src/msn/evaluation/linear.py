@@ -1,4 +1,4 @@
-"""Linear evaluation: linear classifiers on frozen features, all labels, random crops.
+"""Linear evaluation: train linear classifiers on frozen features, all labels, random crops.
 
 The protocol of MSN (facts of its official code): class tokens before the final norm, LayerNorm,
 unit length, linear; SGD with Nesterov momentum, a rate that falls as a cosine to 0, random resized

@@ -1,4 +1,4 @@
-"""Low-shot classification: logistic regression on the features of a few labelled images."""
+"""Low-shot classification: logistic regression on the features of a few labeled images."""
 
 import statistics
 from collections.abc import Sequence

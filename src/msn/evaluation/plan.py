@@ -1,4 +1,4 @@
-"""The dry run of an evaluation: what its config would do, without doing it."""
+"""The dry run of an evaluation: what its config would do."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Bad images where several processes learn or measure together: found together, and told once.
+"""Bad images of an evaluation on several processes, found together and reported once.
 
 Whoever meets one goes on, with a black image in its place, to where all processes exchange what
 they met: none may stop alone, as the others would wait for it.

@@ -1,4 +1,4 @@
-"""What trains on labels, and how it goes on from a checkpoint of its own."""
+"""What a learner is (`Learner`), and how it resumes from its checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path

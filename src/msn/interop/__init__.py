@@ -1,1 +1,1 @@
-"""Weights in, weights out: official files, Hugging Face, timm, portable graphs, releases."""
+"""Weights in and out: official files, Hugging Face, timm, portable graphs, releases."""

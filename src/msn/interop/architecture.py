@@ -1,4 +1,4 @@
-"""The architecture that the shapes of weights tell."""
+"""Infer the architecture of an encoder from the shapes of its weights."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""Model cards: what the weights are, how to load them, what licence they have to do with."""
+"""Model cards: what the weights are, how to load them, their license."""
 
 from msn.interop.architecture import official_names
 from msn.interop.weights import Weights

@@ -1,4 +1,4 @@
-"""Classifiers that this project trained, as parts of an encoder's weights.
+"""Fine-tuned checkpoints and linear heads as part of an encoder's weights.
 
 A linear evaluation reads the class token before the final norm through a norm of its own. That norm
 takes the place of the encoder's, so that encoder and linear layer together give the same logits.

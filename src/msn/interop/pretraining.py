@@ -1,4 +1,4 @@
-"""`MSNForPreTraining`: MSN as one module in the manner of Hugging Face, for any trainer."""
+"""`MSNForPreTraining`: MSN as one module in the style of Hugging Face, for any trainer."""
 
 from functools import partial
 from pathlib import Path

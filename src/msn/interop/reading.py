@@ -1,4 +1,4 @@
-"""The one reader of weights: a file or folder of any known kind, told by what it holds."""
+"""Read weights of any known format, recognized by content."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole state of a run in one folder with hashes, to be published and continued elsewhere."""
+"""The whole state of a run in one folder with hashes, to be resumed elsewhere."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Folders and files of tensors from elsewhere: safetensors, shards, torch files. No code is run."""
+"""Read files and folders of tensors from elsewhere, without running code from them."""
 
 import json
 from pathlib import Path

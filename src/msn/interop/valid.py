@@ -1,4 +1,4 @@
-"""The checks of weights from elsewhere, none of which trusts a size.
+"""Checks of weights from elsewhere, none of which trusts a size.
 
 A file may claim more than it holds, by tensors that repeat a few numbers. Nothing here asks for
 memory in proportion to what is claimed until `dense` has bounded it.

@@ -1,4 +1,4 @@
-"""The form that all others are read into and written from: tensors under the official names."""
+"""`Weights`: the one form that every format is read into and written from."""
 
 import warnings
 from dataclasses import dataclass, field

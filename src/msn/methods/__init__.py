@@ -1,4 +1,4 @@
-"""The methods of pre-training, a module or folder each; `base` says what a method is."""
+"""Pre-training methods, a module or folder each."""
 
 from importlib import import_module
 

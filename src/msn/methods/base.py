@@ -1,4 +1,4 @@
-"""What a method of pre-training is: all that the training loop knows of it."""
+"""What a method of pre-training is (`Method`): all that the training loop knows of it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence

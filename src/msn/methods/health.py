@@ -1,4 +1,4 @@
-"""Is the representation alive? Numbers of a run that the loss does not show.
+"""Measures of collapse: whether the representation is alive, which the loss does not show.
 
 The measures take and return tensors and stay on the device; reading them is up to the caller.
 """

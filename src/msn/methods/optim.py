@@ -1,4 +1,4 @@
-"""The optimizers, and the hyperparameters of a step."""
+"""Optimizers, their hyperparameters at a step, and the guard against steps that are not finite."""
 
 from typing import Any
 

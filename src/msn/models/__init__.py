@@ -1,1 +1,1 @@
-"""Vision Transformers, the projection head, patch masks and MSN itself."""
+"""Neural networks: encoder, projection head, classifiers, and patch masks."""

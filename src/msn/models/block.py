@@ -1,4 +1,4 @@
-"""A transformer block that keeps little for the backward pass, and what that rests on.
+"""A transformer block that keeps little for the backward pass.
 
 timm's block with the same parameters, names and arithmetic. Of what lies between two matrix
 products, the input is kept and the rest computed again in the backward pass: a normalisation, a

@@ -1,4 +1,4 @@
-"""An encoder with a classifier on top, to be trained together or in part."""
+"""An encoder with a classifier on top, all or part of it trained."""
 
 from typing import Any
 

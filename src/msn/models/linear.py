@@ -1,4 +1,4 @@
-"""Linear classifiers on frozen features, several at once."""
+"""Several linear classifiers on frozen features, computed at once."""
 
 from typing import Any, NamedTuple
 

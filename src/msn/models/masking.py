@@ -1,4 +1,4 @@
-"""Which patches an anchor keeps (paper section 3, "patch drop").
+"""Draw which patches an anchor keeps (paper section 3, "patch drop").
 
 The class token is never among the patches, so it is always kept.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: file names, atomic writing, and reading that never runs code.
+"""Checkpoint files: names, atomic writing, and reading without running code.
 
 One file holds one dict: the weights of the method under its keys, the official `opt`, `epoch`,
 `batch_size`, `world_size`, `lr` and `loss`, and `step`, `config`, `version`, `mean` and `std` that

@@ -1,4 +1,4 @@
-"""What the processes of a run compute together, and how they agree.
+"""Means, gathers and agreement over all processes, with gradients where they are needed.
 
 A process is rank `rank()` of `world_size()`; alone, it is rank 0 of 1 and every function here is
 trivial, so that callers need not ask. The default process group of torch.distributed is used.

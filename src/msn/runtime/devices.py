@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""Choose the device that a command computes on, and its arithmetic."""
 
 import contextlib
 import importlib.util

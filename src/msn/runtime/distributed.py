@@ -1,4 +1,4 @@
-"""Who am I among the processes, and how they find each other. Alone in reading rank variables.
+"""Rank and world size from the environment, and how the processes find each other.
 
 Rank, address and port come from one place: the variables that torchrun, submitit's
 `TorchDistributedEnvironment` and `msn.runtime.spawn` set, or else those of an srun step. What is

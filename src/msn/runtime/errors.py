@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard: one line, no traceback."""
+"""Errors that are meant for a person: one line, no traceback, an exit code."""
 
 
 class UserError(Exception):

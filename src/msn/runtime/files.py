@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a `kill -9` leaves the old or the new one whole."""
+"""Write files so that a crash or a full disk leaves either the old or the new one."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""What has to be equal on all processes of a run, and how it differs if it does not."""
+"""What must be equal on all processes of a run, and how to say what differs."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is still what was written, bit for bit, and its tensors can be used."""
+"""Check that a checkpoint is what was written, bit for bit."""
 
 import struct
 import zipfile

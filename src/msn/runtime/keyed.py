@@ -1,4 +1,4 @@
-"""Keyed randomness: each draw is a pure function of what it is for, never of what was drawn before.
+"""Keyed randomness: each draw is a pure function of what it is for, not of earlier draws.
 
 So a run does not depend on the number of workers, and a resumed run draws what the unbroken one
 would have drawn.

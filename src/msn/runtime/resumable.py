@@ -1,4 +1,4 @@
-"""What a run takes up from a checkpoint, held against the run before any of it is used."""
+"""Compare a checkpoint with the run before any of it is used."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

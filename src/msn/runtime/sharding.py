@@ -1,4 +1,4 @@
-"""Weights shared out over the processes (FSDP2), for encoders that do not fit on one device.
+"""Shard weights over the processes (FSDP2), for encoders too large for one device.
 
 Each process holds a share of every weight, gradient and moment; a block is put together only while
 it computes. To the loop such a model is what any other is: the backward pass averages gradients,

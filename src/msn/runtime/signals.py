@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Catch the signals that ask a run to stop."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""Several processes on this machine, one a device, started and watched by the one in front."""
+"""Start a process for each device of this machine, and watch them."""
 
 import contextlib
 import ctypes

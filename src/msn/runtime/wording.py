@@ -1,4 +1,4 @@
-"""Words and tables that the messages of all commands share."""
+"""Plurals and aligned tables for messages."""
 
 from collections.abc import Iterable
 

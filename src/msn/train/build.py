@@ -1,4 +1,4 @@
-"""From a config to the parts of a run.
+"""Build the parts of a run from its config.
 
 Nothing is read but the list of images, nothing written but the copy that `meta.copy_data` asks for.
 """

@@ -1,4 +1,4 @@
-"""Learning from labels: linear classifiers or fine-tuning as a task of the loop.
+"""Learning from labels as a task of the loop: linear classifiers or fine-tuning.
 
 A learner is measured on the `val` split after every epoch; beside the latest checkpoint, from which
 the same command resumes exactly, that of the best epoch is kept.

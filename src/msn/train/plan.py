@@ -1,4 +1,4 @@
-"""The dry run: what a config would do and what it would cost, without doing it."""
+"""The dry run of a pre-training: what its config would do and cost."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pre-training: a method of `msn.methods` as a task of the loop."""
+"""Pre-training as a task of the loop: drives a method."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the encoder is worth to a labelled set, during training and at its end."""
+"""Measure the encoder on labeled images, during training and at its end."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""Where a run starts from: its own newest checkpoint, a named one, other weights, or nothing."""
+"""Find and load what a pre-training starts from: its checkpoint, other weights, or nothing."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a run saves, and when: never twice, never half, and without the run dying of a full disk."""
+"""Save a run when it is due; a full disk is retried and does not end it."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A run as a SLURM job: submitted through submitit, saved when it has to stop, and queued again."""
+"""Submit a run as a SLURM job, which saves before its time is over and queues itself again."""
 
 import shutil
 import signal

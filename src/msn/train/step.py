@@ -1,4 +1,4 @@
-"""One step of pre-training."""
+"""One optimizer step of pre-training."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The views of an image as a picture: what the encoders would be shown."""
+"""Draw the views of an image side by side."""
 
 from dataclasses import replace
 

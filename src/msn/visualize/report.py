@@ -1,4 +1,4 @@
-"""The report of a run: what few labels make of the representation, as a table and a picture."""
+"""The report of a run: accuracy with few labels, as a table and a picture."""
 
 import csv
 import io

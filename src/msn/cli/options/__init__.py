@@ -1,1 +1,1 @@
-"""The options of the commands, apart from their work: help needs none of the large libraries."""
+"""The options of the commands, kept apart so that help loads none of the large libraries."""

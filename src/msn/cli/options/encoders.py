@@ -1,4 +1,4 @@
-"""Options of the commands on frozen encoders."""
+"""Options of the commands that evaluate a frozen encoder."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""Section `meta`: the model, and how a run starts."""
+"""Section `meta`: the method, the encoder, and how a run starts."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal

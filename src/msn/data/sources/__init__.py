@@ -1,4 +1,4 @@
-"""Where images come from: one interface, an implementation in each module."""
+"""Open the source of images that `data.source` names."""
 
 from msn.config.sections.data import Images
 from msn.data.sources.base import SPLITS, Sample, Source, data_folder, split_folder

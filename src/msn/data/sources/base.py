@@ -1,4 +1,4 @@
-"""What a source of images is, and what several kinds of it share."""
+"""What a source of images is, and base classes for files and for arrays."""
 
 import os
 import zlib

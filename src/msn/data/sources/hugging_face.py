@@ -1,4 +1,4 @@
-"""A data set of Hugging Face's `datasets` that was saved to disk."""
+"""A data set that Hugging Face's `datasets` saved to disk."""
 
 import io
 import os

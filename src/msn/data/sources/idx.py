@@ -1,4 +1,4 @@
-"""Images in IDX files, as MNIST and Fashion-MNIST come in."""
+"""IDX files, the format of MNIST and Fashion-MNIST."""
 
 import gzip
 import io

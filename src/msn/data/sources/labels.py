@@ -1,4 +1,4 @@
-"""Labels of a source: numbers, or names of classes that are numbered in sorted order; -1 is none.
+"""Labels of a source: numbers, or class names numbered in sorted order; -1 means none.
 
 A negative label means that there is none, as in the data sets of Hugging Face.
 """

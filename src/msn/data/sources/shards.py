@@ -1,4 +1,4 @@
-"""Tar shards in the layout of WebDataset, read in any order and never unpacked."""
+"""Tar shards in the layout of WebDataset, read in any order without unpacking."""
 
 import json
 import os

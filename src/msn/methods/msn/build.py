@@ -1,4 +1,4 @@
-"""The parts of MSN as a config describes them."""
+"""Build the parts of MSN from a config."""
 
 import math
 from functools import partial

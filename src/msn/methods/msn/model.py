@@ -1,4 +1,4 @@
-"""Masked Siamese Networks: an anchor encoder, its moving average as the target, prototypes."""
+"""The model: an anchor encoder, the target that follows it, prototypes."""
 
 import copy
 from collections.abc import Iterator, Mapping

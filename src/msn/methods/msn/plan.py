@@ -1,4 +1,4 @@
-"""What MSN's part of a run would be and cost, without doing it."""
+"""MSN's part of the dry run: views, parameters, schedules and cost."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode

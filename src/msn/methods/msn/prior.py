@@ -1,4 +1,4 @@
-"""The distribution that the mean assignment is drawn to."""
+"""The prior that the mean assignment is matched to."""
 
 import math
 
