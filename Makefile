@@ -34,6 +34,7 @@ oldest:
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python docs/tree.py
 
 # The stamp comes last, so an interrupted installation is taken up again by the next make.
 # --no-compile: bytecode is written when a module is first used, not for all of the libraries.

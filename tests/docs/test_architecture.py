@@ -31,7 +31,7 @@ def is_key(name: str) -> bool:
     return section in Config.model_fields and key in getattr(load, section.title()).model_fields
 
 
-@pytest.mark.parametrize("page", ["architecture", "method"])
+@pytest.mark.parametrize("page", ["architecture", "method", "extending"])
 def test_names_of_code_are_those_of_the_code(page: str) -> None:
     named = CODE.findall((ROOT / f"docs/{page}.md").read_text("utf-8"))
     for name in {name for name in named if name.split(".")[0] in FOLDERS | {"msn"}}:
