@@ -1,11 +1,14 @@
 """Settings of every test run."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from msn.runtime import log
 from tests.support.labelled import pretrained
 
 # The tensors of the tests are tiny: a second thread only costs, and much so on a busy machine.
@@ -22,3 +25,27 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny encoder of the digits, in a file."""
     return pretrained(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _shown() -> None:
+    """Print what is logged, as the command line does."""
+    log.show()
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """Collect what is logged."""
+    handler = _Lines()
+    log.logger.addHandler(handler)
+    yield handler.lines
+    log.logger.removeHandler(handler)

@@ -45,12 +45,11 @@ def leftovers(scratch: Path) -> list[Path]:
     return [path for path in scratch.glob("*/*") if path.suffix != ".lock"]
 
 
-def test_a_folder_is_copied_once(source: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    copy = stage(source, tmp_path / "scratch", said.append)
+def test_a_folder_is_copied_once(source: Path, tmp_path: Path, said: list[str]) -> None:
+    copy = stage(source, tmp_path / "scratch")
     assert tree(copy) == tree(source)
     assert len(tree(copy)) == 4
-    assert stage(source, tmp_path / "scratch", said.append) == copy
+    assert stage(source, tmp_path / "scratch") == copy
     assert len(said) == 1
 
 
@@ -67,9 +66,9 @@ def test_a_folder_is_copied_once(source: Path, tmp_path: Path) -> None:
 def test_a_changed_source_is_copied_again(
     source: Path, tmp_path: Path, change: Callable[[Path], object]
 ) -> None:
-    before = stage(source, tmp_path / "scratch", print)
+    before = stage(source, tmp_path / "scratch")
     change(source)
-    after = stage(source, tmp_path / "scratch", print)
+    after = stage(source, tmp_path / "scratch")
     assert before != after
     assert tree(after) == tree(source)
 
@@ -87,13 +86,13 @@ def test_an_interrupted_copy_is_repeated(
 
     monkeypatch.setattr(shutil, "copy2", fails)
     with pytest.raises(UserError, match=r"c\.jpg: Input/output error, while copying"):
-        stage(source, tmp_path / "scratch", print)
+        stage(source, tmp_path / "scratch")
     assert leftovers(tmp_path / "scratch") == []
     monkeypatch.setattr(shutil, "copy2", copy2)
-    expected = stage(source, tmp_path / "scratch", print)
+    expected = stage(source, tmp_path / "scratch")
     expected.rename(expected.with_name(f"{expected.name}.partial"))
     (expected.with_name(f"{expected.name}.partial") / "stale.jpg").write_text("stale")
-    assert tree(stage(source, tmp_path / "scratch", print)) == tree(source)
+    assert tree(stage(source, tmp_path / "scratch")) == tree(source)
     assert leftovers(tmp_path / "scratch") == [expected]
 
 
@@ -104,7 +103,7 @@ def _slow_copy(original: Path, target: Path) -> None:
 
 def _stage_slowly(source: Path, scratch: Path, log: Path) -> None:
     shutil.copy2 = _slow_copy  # type: ignore[assignment]
-    copy = stage(source, scratch, lambda line: None)
+    copy = stage(source, scratch)
     with log.open("a") as file:
         file.write(f"{len(tree(copy))}\n")
 
@@ -125,14 +124,14 @@ def test_of_many_processes_one_copies_and_all_see_it_whole(source: Path, tmp_pat
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_tar_file_is_unpacked(tmp_path: Path, mode: str) -> None:
     archive = pack(tmp_path / "a.tar", ("train/a.jpg", b"a"), ("train/b.jpg", b"b"), mode=mode)
-    copy = stage(archive, tmp_path / "scratch", print)
+    copy = stage(archive, tmp_path / "scratch")
     assert tree(copy) == {"train/a.jpg": b"a", "train/b.jpg": b"b"}
 
 
 def test_a_tar_file_that_tries_to_escape_is_refused(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.tar", ("train/a.jpg", b"a"), ("../../escaped.jpg", b"b"))
     with pytest.raises(UserError, match=r"a\.tar: is not safe to unpack .*escaped\.jpg") as error:
-        stage(archive, tmp_path / "scratch", print)
+        stage(archive, tmp_path / "scratch")
     assert len(str(error.value).splitlines()) == 1
     assert list(tmp_path.rglob("escaped.jpg")) == []
     assert leftovers(tmp_path / "scratch") == []
@@ -146,7 +145,7 @@ def test_a_truncated_tar_file_is_refused(tmp_path: Path, mode: str, length: int)
     archive = pack(tmp_path / "a.tar", ("a.jpg", content), ("b.jpg", content[::-1]), mode=mode)
     archive.write_bytes(archive.read_bytes()[:length])
     with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file") as error:
-        stage(archive, tmp_path / "scratch", print)
+        stage(archive, tmp_path / "scratch")
     assert len(str(error.value).splitlines()) == 1
     assert leftovers(tmp_path / "scratch") == []
 
@@ -157,14 +156,14 @@ def test_a_tar_file_damaged_inside_is_refused(tmp_path: Path) -> None:
     content[2560 + 150] ^= 255  # the checksum of the second header
     archive.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file"):
-        stage(archive, tmp_path / "scratch", print)
+        stage(archive, tmp_path / "scratch")
 
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     archive = tmp_path / "a.tar"
     archive.write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file"):
-        stage(archive, tmp_path / "scratch", print)
+        stage(archive, tmp_path / "scratch")
     assert leftovers(tmp_path / "scratch") == []
 
 
@@ -172,13 +171,13 @@ def test_what_is_not_there_or_does_not_fit_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="nowhere: No such file or directory, while copying"):
-        stage(tmp_path / "nowhere", tmp_path / "scratch", print)
+        stage(tmp_path / "nowhere", tmp_path / "scratch")
     with pytest.raises(UserError, match="while copying"):
-        stage(source, tmp_path / "data/train/cat/a.jpg", print)
+        stage(source, tmp_path / "data/train/cat/a.jpg")
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"takes 0\.0 GB, .* has 0\.0 GB free; make room"):
-        stage(source, tmp_path / "scratch", print)
+        stage(source, tmp_path / "scratch")
 
 
 def test_a_folder_of_someone_else_is_not_used(
@@ -186,7 +185,7 @@ def test_a_folder_of_someone_else_is_not_used(
 ) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(UserError, match="belongs to someone else"):
-        stage(source, tmp_path / "scratch", print)
+        stage(source, tmp_path / "scratch")
 
 
 def test_a_copy_loses_no_source_and_ends(source: Path, tmp_path: Path) -> None:
@@ -199,7 +198,7 @@ def test_a_copy_loses_no_source_and_ends(source: Path, tmp_path: Path) -> None:
     with (source / "train/cat/huge.jpg").open("wb") as file:
         file.truncate(200 * 2**30)
     (source / "train/empty").mkdir()
-    copy = stage(source, tmp_path / "scratch", print)
+    copy = stage(source, tmp_path / "scratch")
     for name in ("train/cat/a.jpg", "train/cat/b.jpg", "val/dog/deep/c.jpg"):
         assert (copy / name).read_text() == name
     assert (copy / "train/cat/link.jpg").read_text() == "val/dog/deep/c.jpg"
@@ -218,7 +217,7 @@ def test_a_copy_loses_no_source_and_ends(source: Path, tmp_path: Path) -> None:
         "not a regular file",
         "200.0 GiB, limit 1",
     ]
-    assert stage(source, tmp_path / "scratch", print) == copy
+    assert stage(source, tmp_path / "scratch") == copy
 
 
 def test_a_tar_file_with_more_behind_its_end_or_false_sizes_is_refused(tmp_path: Path) -> None:
@@ -227,7 +226,7 @@ def test_a_tar_file_with_more_behind_its_end_or_false_sizes_is_refused(tmp_path:
     for damaged in (whole + whole, whole[:1536] + bytes(1536) + whole[3072:] + whole):
         archive.write_bytes(damaged)
         with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file \(zeros at byte"):
-            stage(archive, tmp_path / "scratch", print)
+            stage(archive, tmp_path / "scratch")
     for claim in ("-1024", "-5", "9" * 30, "9" * 5000):
         with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
             for headers in ({}, {"size": claim}, {}):
@@ -235,9 +234,9 @@ def test_a_tar_file_with_more_behind_its_end_or_false_sizes_is_refused(tmp_path:
                 info.size, info.pax_headers = 600, dict(headers)
                 tar.addfile(info, io.BytesIO(b"a" * 600))
         with pytest.raises(UserError, match=r"a\.tar: is not a whole tar file"):
-            stage(archive, tmp_path / "scratch", print)
+            stage(archive, tmp_path / "scratch")
     assert leftovers(tmp_path / "scratch") == []
     content = pack(archive, ("a.jpg", b"a" * 9000), mode="w:xz").read_bytes()
     archive.write_bytes(content[:60] + b"damage" + content[66:])
     with pytest.raises(UserError, match=r"a\.tar: "):
-        stage(archive, tmp_path / "scratch", print)
+        stage(archive, tmp_path / "scratch")

@@ -124,15 +124,14 @@ def test_a_full_disk_is_a_user_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.pth.tar"]
 
 
-def test_newest_falls_back_and_says_so(tmp_path: Path) -> None:
-    said: list[str] = []
-    assert checkpoint.load_newest(tmp_path, "run", said.append) is None
+def test_newest_falls_back_and_says_so(tmp_path: Path, said: list[str]) -> None:
+    assert checkpoint.load_newest(tmp_path, "run") is None
     for epochs in (2, 10):
         checkpoint.save(checkpoint.epoch_path(tmp_path, "run", epochs), {**STATE, "step": epochs})
     checkpoint.save(checkpoint.epoch_path(tmp_path, "run-b", 99), STATE)  # of another run
     latest = checkpoint.latest_path(tmp_path, "run")
     latest.write_bytes(b"broken")
-    found = checkpoint.load_newest(tmp_path, "run", said.append)
+    found = checkpoint.load_newest(tmp_path, "run")
     assert found is not None
     assert found.state["step"] == 10
     assert len(said) == 1
@@ -145,7 +144,7 @@ def test_nothing_is_touched_when_no_checkpoint_can_be_read(tmp_path: Path) -> No
     latest = checkpoint.latest_path(tmp_path, "run")
     latest.write_bytes(b"broken")
     with pytest.raises(UserError, match="move it away to start this run from the beginning"):
-        checkpoint.load_newest(tmp_path, "run", print)
+        checkpoint.load_newest(tmp_path, "run")
     assert latest.read_bytes() == b"broken"
 
 
@@ -168,7 +167,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path) -> None:
     assert all(text.startswith(f"{path}: ") for text in damaged)
 
 
-def test_tensors_that_their_digest_is_not_of_are_damage(tmp_path: Path) -> None:
+def test_tensors_that_their_digest_is_not_of_are_damage(tmp_path: Path, said: list[str]) -> None:
     """Sums of the archive that fit do not help; a file of before, without digest, is read."""
     path, latest = tmp_path / "a.pth.tar", checkpoint.latest_path(tmp_path, "run")
     checkpoint.save(path, STATE)
@@ -178,8 +177,7 @@ def test_tensors_that_their_digest_is_not_of_are_damage(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run-latest\.pth\.tar: truncated, damaged, or not a"):
         checkpoint.load(latest)
     checkpoint.save(checkpoint.epoch_path(tmp_path, "run", 3), {**STATE, "step": 3})
-    said: list[str] = []
-    found = checkpoint.load_newest(tmp_path, "run", said.append)
+    found = checkpoint.load_newest(tmp_path, "run")
     assert found is not None
     assert (found.path.name, found.state["step"]) == ("run-ep3.pth.tar", 3)
     assert len(said) == 1

@@ -200,7 +200,7 @@ def counted(folder: Path) -> tuple[int, str]:
     """Bad images that a process counts before the others' are known, and what is said then."""
     rank = collectives.rank()
     path = folder / f"{rank}.csv"
-    images = BadImages(path, images=100, max_bad=0.02, start_step=0, say=lambda line: None)
+    images = BadImages(path, images=100, max_bad=0.02, start_step=0)
     images.record(0, [BadImage(name, "empty") for name in ("ab", "bc")[rank]])
     before = images.count
     with pytest.raises(RunError) as caught:

@@ -14,6 +14,7 @@ from msn.data.batch import Views
 from msn.data.draws import ViewKind
 from msn.methods import Method, Output
 from msn.models.encoder import EncoderSize, VisionTransformer, build_encoder
+from msn.runtime import log
 from msn.runtime.distributed import find_world, joined
 from msn.train.pretraining import pretrain
 
@@ -53,6 +54,7 @@ class Toy(Method):
 
 def main(path: str) -> None:
     """Pre-train with the toy, as one of the processes that the environment tells of."""
+    log.show()
     config, world, device = load_config(path), find_world(), torch.device("cpu")
     with joined(world, device, identity={}, timeout=60, patience=60):
         pretrain(config, device, Toy)

@@ -9,6 +9,7 @@ import pytest
 
 from msn.methods.msn.model import MSN
 from msn.runtime.errors import UserError
+from msn.runtime.log import logger
 from msn.train import runlog
 from msn.train.runlog import PROBE_COLUMNS, RunLog, StepTimer, csv_path
 
@@ -192,7 +193,7 @@ def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         values = {"loss": 2.5, "msn": 2.25, "me_max": 0.25, "ent": 1.5, "time (ms)": 500.0}
         log.log(row(29, lr=0.00123456, images_per_s=812.4, data_wait=0.031, **values))
         measured(log, 29, 91.25)
-        log.say("a [bold] word")
+        logger.info("a [bold] word")
     assert capsys.readouterr().out.splitlines() == [
         "epoch 3  step 30/40  loss 2.5000 (msn 2.2500  me_max 0.2500  ent 1.5000)  lr 0.00123  "
         "812 images/s  data wait 3 %  ETA 0:05",
@@ -215,7 +216,7 @@ def test_time_left(
 def test_a_terminal_gets_a_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with open_log(tmp_path, terminal=True) as log:
         log.log(row(29, loss=2.5, images_per_s=812.4))
-        log.say("a [bold] word")
+        logger.info("a [bold] word")
     out = capsys.readouterr().out
     assert "30/40" in out
     assert "loss 2.5000" in out
@@ -229,7 +230,6 @@ def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     with open_log(tmp_path, rank=3, tensorboard=True, terminal=True) as log:
         log.log(row(0))
         measured(log, 0, 50.0)
-        log.say("hello")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
 

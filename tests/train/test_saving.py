@@ -17,15 +17,10 @@ from tests.support.experiments import msn_of, tiny_config, tiny_parts
 Save = Callable[[int], None]
 
 
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-def start(folder: Path, said: list[str], **changes: object) -> tuple[Parts, Save, Saver]:
+def start(folder: Path, **changes: object) -> tuple[Parts, Save, Saver]:
     """A run, what saves it after so many steps, and its saver."""
     config, parts = tiny_config(folder, **changes), tiny_parts(folder, **changes)
-    saver = Saver(config.logging, 0, said.append)
+    saver = Saver(config.logging, 0)
     return parts, lambda done: saver.save(run_state(config, parts, 1.0, done)), saver
 
 
@@ -39,7 +34,7 @@ def test_a_full_disk_is_said_and_tried_again(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
     monkeypatch.setattr(saving, "RETRY_AFTER", 0.0)
-    parts, save, saver = start(tmp_path, said, logging__async_save=background)
+    parts, save, saver = start(tmp_path, logging__async_save=background)
     save(3)
     saver.finish()
     blocked = tmp_path / "tiny-latest.pth.tar.tmp"
@@ -64,17 +59,15 @@ def test_a_run_that_ends_unsaved_says_so(
 ) -> None:
     monkeypatch.setattr(saving, "LAST_PAUSE", 0.0)
     monkeypatch.setattr(saving, "LAST_ATTEMPTS", 2)
-    _, save, saver = start(tmp_path / "gone", said)
+    _, save, saver = start(tmp_path / "gone")
     save(3)
     with pytest.raises(RunError, match="step 3 could not be saved"):
         saver.finish()
     assert len(said) == 3
 
 
-def test_a_background_save_is_of_the_moment_it_was_asked_for(
-    tmp_path: Path, said: list[str]
-) -> None:
-    parts, save, saver = start(tmp_path, said, logging__async_save=True)
+def test_a_background_save_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    parts, save, saver = start(tmp_path, logging__async_save=True)
     before = copied(parts.model.state())
     save(1)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from msn.runtime.devices import choose_device
 from msn.runtime.distributed import World, find_world, joined
 from msn.runtime.errors import UserError
 from msn.runtime.identity import identity
+from msn.runtime.log import logger
 from msn.runtime.spawn import spawn
 
 File = TypeVar("File", bound=Config | EvaluationFile)
@@ -59,7 +60,7 @@ def run(
         sys.exit(spawn(words, _device_names(options)))
     if world.rank == 0:
         for notice in config.notices():
-            print(f"note: {notice}")
+            logger.info(f"note: {notice}")
     settings = identity(config.model_dump(mode="json"))
     place = Path(config.logging.folder), config.logging.write_tag
     before = _files(*place)

@@ -12,6 +12,7 @@ from msn import __version__
 from msn.cli.arguments import Parser
 from msn.cli.options import encoders, files, runs
 from msn.cli.terminal import prepare_streams
+from msn.runtime import log
 from msn.runtime.errors import Interrupted, UserError
 
 
@@ -63,6 +64,7 @@ OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
     prepare_streams()
+    log.show()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]

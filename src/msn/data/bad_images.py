@@ -1,13 +1,14 @@
 """Bad images of a pre-training: report and list each once, stop the run if there are too many."""
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from msn.data.image import BadImage
 from msn.runtime import collectives
 from msn.runtime.errors import RunError, UserError, printable
 from msn.runtime.files import open_regular, replacing, writing
+from msn.runtime.log import logger
 
 COLUMNS = ("step", "name", "reason")
 NAMED = 5  # in the message that stops the run
@@ -35,7 +36,6 @@ class BadImages:
         images: int,
         max_bad: float,
         start_step: int,
-        say: Callable[[str], None],
     ) -> None:
         """Open the list.
 
@@ -44,12 +44,11 @@ class BadImages:
             images: in the data set.
             max_bad: the share of them, 0 to 1, that may be bad.
             start_step: the next step.
-            say: prints a line.
 
         Raises:
             UserError: the list cannot be read or written.
         """
-        self.path, self._images, self._max_bad, self._say = path, images, max_bad, say
+        self.path, self._images, self._max_bad = path, images, max_bad
         listed = list(_entries(path))
         if listed:  # again, without what a killed process may have left half-written
             with replacing(path) as temporary:
@@ -58,7 +57,7 @@ class BadImages:
         self._met = {name: reason for step, name, reason in listed if int(step) < start_step}
         self._untold = dict(self._met)  # to the other processes
         if self._met:
-            say(f"{self.count} bad images so far, replaced by others and listed in {path}")
+            logger.info(f"{self.count} bad images so far, replaced by others and listed in {path}")
 
     @property
     def count(self) -> int:
@@ -80,7 +79,7 @@ class BadImages:
                 entry = (str(step), name, reason)
                 with writing(self.path):
                     _append(self.path, [entry] if self.path.exists() else [COLUMNS, entry])
-                self._say(f"bad image, replaced by another: {name}: {reason}")
+                logger.info(f"bad image, replaced by another: {name}: {reason}")
         if bad:
             self._require_few()
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +16,7 @@ from msn.data.mapped import THREADS
 from msn.data.sources.base import EXTENSIONS, MAX_BYTES
 from msn.data.tar_file import checked
 from msn.runtime.errors import UserError
+from msn.runtime.log import logger
 
 if sys.version_info >= (3, 12):
     import tarfile
@@ -31,7 +32,7 @@ class _File(NamedTuple):
     changed: int
 
 
-def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
+def stage(source: Path, scratch: Path) -> Path:
     """A local copy of `source`, made now or found whole from before.
 
     One process copies, the others on the machine wait for it. The copy is named after the state of
@@ -41,7 +42,6 @@ def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
     Args:
         source: a folder, copied as it is, or a tar file, unpacked (compressed or not).
         scratch: a folder on a local disk; the copy goes into one of the user's own below it.
-        say: prints a line.
 
     Raises:
         UserError: the source cannot be read or is no tar file, a member of it would land outside,
@@ -58,7 +58,7 @@ def stage(source: Path, scratch: Path, say: Callable[[str], None]) -> Path:
             if partial.exists():
                 shutil.rmtree(partial)
             _require_space(source, home, sum(file.size for file in files if not _is_huge(file)))
-            say(f"copying {source} to {target}")
+            logger.info(f"copying {source} to {target}")
             try:
                 _copy(source, folders, files, partial)
                 partial.rename(target)

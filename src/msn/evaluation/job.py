@@ -20,6 +20,7 @@ from msn.interop.architecture import digest
 from msn.interop.weights import Weights
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
+from msn.runtime.log import logger
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def build_job(
         views = (train_view, val_view)
         splits = leave_out_bad(splits, views, data.num_workers, unreadable)
     train, val = splits.train, splits.val
-    if collectives.rank() == 0:
-        for note in (*splits.notes, *unreadable.settle()):
-            print(f"note: {note}")
+    for note in (*splits.notes, *unreadable.settle()):
+        logger.info(f"note: {note}")
     whole = batch_size * collectives.world_size()
     if len(train) < whole:
         raise UserError(

@@ -14,6 +14,7 @@ from msn.data.loader import worker_count, worker_deaths
 from msn.data.unreadable import Unreadable
 from msn.runtime import collectives
 from msn.runtime.errors import PeerLost
+from msn.runtime.log import logger
 
 BATCH = 64  # images that a worker looks at before it tells
 OPTION = "--skip-bad, or data.skip_bad: true"
@@ -75,7 +76,7 @@ def require_readable(met: Sequence[Bad], sets: Sequence[Seen], num_workers: int 
         return
     if collectives.rank() == 0:
         images = sum(len(one) for one, _ in sets)
-        print(f"{together[0].image}; looking for others among {images} images", flush=True)
+        logger.info(f"{together[0].image}; looking for others among {images} images")
     found = [*together, *(bad for one in find_bad(sets, num_workers) for bad in one)]
     if collectives.rank():
         raise PeerLost("rank 0 cannot go on: there are images that cannot be read")

@@ -10,10 +10,11 @@ from msn.config.load import EvaluationFile
 from msn.data.classes import some
 from msn.evaluation.accuracy import Score
 from msn.evaluation.job import Job
-from msn.runtime import checkpoint, collectives
+from msn.runtime import checkpoint
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
+from msn.runtime.log import logger
 from msn.runtime.resumable import config_changes, refusal, whole_number
 
 
@@ -64,7 +65,7 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
     """
     folder, tag = Path(config.logging.folder), config.logging.write_tag
     found = checkpoint.newest_for_all(
-        lambda: checkpoint.load_newest(folder, tag, print, CLASSIFIER),
+        lambda: checkpoint.load_newest(folder, tag, CLASSIFIER),
         lambda path: Found(path, checkpoint.load(path, CLASSIFIER)),
     )
     if found is None:
@@ -78,10 +79,9 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
         changed = config_changes(found, config)
         take_up(job, learner, found)
         step, epochs = steps_done(job, learner, found)
-    if collectives.rank() == 0:
-        for change in changed:
-            print(f"changed since the checkpoint: {change}")
-        print(f"resumed from {found.path}: {step} of {job.total_steps} steps done", flush=True)
+    for change in changed:
+        logger.info(f"changed since the checkpoint: {change}")
+    logger.info(f"resumed from {found.path}: {step} of {job.total_steps} steps done")
     return step, epochs
 
 

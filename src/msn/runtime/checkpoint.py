@@ -27,6 +27,7 @@ from msn.runtime import collectives, integrity, sharding
 from msn.runtime.collectives import agreed, of_rank_0
 from msn.runtime.errors import UserError, printable
 from msn.runtime.files import open_regular, replacing, writing
+from msn.runtime.log import logger
 
 VERSION = 1
 State = dict[str, Any]
@@ -194,9 +195,7 @@ def newest_for_all(find: Callable[[], Found | None], read: Callable[[Path], Foun
         return found or (read(path) if path else None)
 
 
-def load_newest(
-    folder: Path, tag: str, say: Callable[[str], None], key: str = "target_encoder"
-) -> Found | None:
+def load_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | None:
     """The newest readable checkpoint of a run, or None if it has none.
 
     A damaged newest file is moved aside (`.damaged`) and said; the one before is taken.
@@ -209,7 +208,7 @@ def load_newest(
         return None
     for broken, reason in damaged:
         os.replace(broken, broken.with_name(broken.name + ".damaged"))
-        say(f"{reason}; moved aside, going on from {found.path.name}")
+        logger.info(f"{reason}; moved aside, going on from {found.path.name}")
     return found
 
 

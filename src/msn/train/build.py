@@ -207,7 +207,7 @@ def local_copy(data: Data) -> Data:
         return data
     place = Path(data.root_path) / data.image_folder
     scratch = Path(data.scratch or tempfile.gettempdir())
-    copy = stage(place, scratch, print)
+    copy = stage(place, scratch)
     return data.model_copy(update={"root_path": str(copy), "image_folder": ""})
 
 

@@ -13,6 +13,7 @@ from msn.methods import Method
 from msn.runtime import checkpoint, collectives
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import RunError
+from msn.runtime.log import logger
 from msn.runtime.sharding import whole
 from msn.runtime.wording import aligned, counted
 from msn.train.build import Parts, build_parts
@@ -76,7 +77,6 @@ class Pretraining:
             images=len(self.parts.source),
             max_bad=self.config.data.max_bad,
             start_step=start,
-            say=log.say,
         )
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -104,7 +104,7 @@ class Pretraining:
         if iteration == 0 and epoch >= max(1, self.config.optimization.warmup):
             warning = parts.model.warning(metrics, parts.batch.total)
             if warning:
-                self.log.say(f"warning: {warning}")
+                logger.warning(warning)
         return {
             "lr": parts.schedules.learning_rate(step + 1),
             "wd": parts.schedules.weight_decay(step + 1),
@@ -135,7 +135,7 @@ class Pretraining:
         return [checkpoint.epoch_path(self.folder, self.tag, epochs)]
 
     def finish(self) -> None:
-        self.log.say(
+        logger.info(
             f"finished: {counted(self.config.optimization.epochs, 'epoch')},"
             f" {counted(self.total_steps, 'step')};"
             f" weights in {checkpoint.latest_path(self.folder, self.tag)}"

@@ -18,6 +18,7 @@ from msn.evaluation.knn import knn
 from msn.models.encoder import VisionTransformer
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
+from msn.runtime.log import logger
 from msn.runtime.sharding import is_sharded, whole
 from msn.train.build import Parts
 from msn.train.runlog import csv_path
@@ -55,7 +56,7 @@ class Probe:
         self.sets = [splits.train, splits.val]
         self.train, self.val = self._images(config.data.rand_size)
         for note in (*splits.notes, *self.unreadable.settle()):
-            print(f"note: {note} (logging.probe)")
+            logger.info(f"note: {note} (logging.probe)")
         self.sets = [
             replace(images, chosen=good.indices)
             for images, good in zip(self.sets, (self.train, self.val), strict=True)
@@ -91,7 +92,7 @@ class Probe:
         ]
         own = self.settings
         protocol = PROTOCOL._replace(k=own.k, temperature=own.temperature)
-        print(
+        logger.info(
             write_report(
                 train=self.train,
                 val=self.val,

@@ -16,6 +16,7 @@ from msn.runtime import checkpoint, collectives
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing
+from msn.runtime.log import logger
 from msn.runtime.wording import counted
 from msn.train.build import Parts, build_parts
 from msn.train.pretraining import batches
@@ -49,10 +50,10 @@ def profile_steps(config: Config, device: torch.device, steps: int) -> None:
     checkpoint.prepare_folder(folder)
     trace = checkpoint.trace_path(folder, config.logging.write_tag)
     phases = (*BEFORE, *parts.model.PHASES, *AFTER)
-    print(breakdown(list(profiler.events() or ()), phases, steps, parts.batch.total))
+    logger.info(breakdown(list(profiler.events() or ()), phases, steps, parts.batch.total))
     with replacing(trace) as path:
         profiler.export_chrome_trace(str(path))
-    print("a trace for https://ui.perfetto.dev is all that was written")
+    logger.info("a trace for https://ui.perfetto.dev is all that was written")
 
 
 def recorded(config: Config, parts: Parts, steps: int) -> profile:

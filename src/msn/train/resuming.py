@@ -1,30 +1,20 @@
 """Find and load what a pre-training starts from: its checkpoint, other weights, or nothing."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from msn.config.load import Config
 from msn.interop import reading
 from msn.methods.optim import ADAM_MOMENTS, set_hyperparameters
-from msn.runtime import checkpoint, collectives, resumable
+from msn.runtime import checkpoint, resumable
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError
+from msn.runtime.log import logger
 from msn.runtime.resumable import whole_number
 from msn.runtime.wording import counted
 from msn.train.build import Parts
 
 BEGINNING = "from the beginning"
-
-
-def say(text: str) -> None:
-    """Print on rank 0."""
-    if collectives.rank() == 0:
-        print(text)
-
-
-def quiet(text: str) -> None:
-    """Say nothing."""
 
 
 def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
@@ -37,7 +27,12 @@ def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
         lambda: find(config, parts, folder, tag), lambda path: open_start(config, parts, path)
     )
     with agreed():
-        return restore(config, parts, found) if found else 0
+        if found is None:
+            return 0
+        done, said = restore(config, parts, found)
+        for text in said:
+            logger.info(text)
+        return done
 
 
 def find(config: Config, parts: Parts, folder: Path, tag: str) -> checkpoint.Found | None:
@@ -46,7 +41,7 @@ def find(config: Config, parts: Parts, folder: Path, tag: str) -> checkpoint.Fou
     Raises:
         UserError: there is none although one is asked for, or it cannot be read.
     """
-    found = checkpoint.load_newest(folder, tag, say)
+    found = checkpoint.load_newest(folder, tag)
     if found:
         return found
     if config.meta.load_checkpoint:
@@ -91,20 +86,18 @@ def foreseen(config: Config, parts: Parts) -> str:
             return BEGINNING
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of weights without data, which take none
-            done = restore(config, parts, found, quiet)
+            done, _ = restore(config, parts, found)
     except UserError as error:
         return f"{exists}would be refused: {error}"
     steps = f"after {done:,} of {parts.total_steps:,} steps"
     return f"{exists}would be resumed {steps}" if exists else f"from {found.path}, {steps}"
 
 
-def restore(
-    config: Config,
-    parts: Parts,
-    found: checkpoint.Found,
-    say: Callable[[str], None] = say,
-) -> int:
+def restore(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[int, list[str]]:
     """Continue a run exactly: weights, optimiser, step. Without optimiser state, weights only.
+
+    Returns:
+        The finished steps, and in words what was done.
 
     Raises:
         UserError: the checkpoint is of another model, its steps are cut differently, or it holds
@@ -113,10 +106,9 @@ def restore(
     path, state = found
     if "opt" not in state or str(path) == config.meta.init_from:
         parts.model.load_weights(found)
-        say(f"warm start from {path}: weights loaded, optimiser and schedules fresh")
-        return 0
+        return 0, [f"warm start from {path}: weights loaded, optimiser and schedules fresh"]
     try:
-        return _continue(config, parts, found, say)
+        return _continue(config, parts, found)
     except UserError as error:
         raise UserError(
             f"{error}; or begin a new run with another logging.write_tag, from these weights, where"
@@ -124,9 +116,7 @@ def restore(
         ) from None
 
 
-def _continue(
-    config: Config, parts: Parts, found: checkpoint.Found, say: Callable[[str], None]
-) -> int:
+def _continue(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[int, list[str]]:
     path, state = found
     for key in (*parts.model.CHECKPOINT, "step", "steps_per_epoch", "config"):
         if key not in state:
@@ -143,10 +133,8 @@ def _continue(
         learning_rate=parts.schedules.learning_rate(done),
         weight_decay=parts.schedules.weight_decay(done),
     )
-    for change in changed:
-        say(f"changed since the checkpoint: {change}")
-    say(f"resumed from {path}: {done} of {parts.total_steps} steps done")
-    return done
+    said = [f"changed since the checkpoint: {change}" for change in changed]
+    return done, [*said, f"resumed from {path}: {done} of {parts.total_steps} steps done"]
 
 
 def steps_done(config: Config, parts: Parts, found: checkpoint.Found) -> int:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing, writing
+from msn.runtime.log import logger
 
 COLUMNS = (
     *("epoch", "itr", "time (ms)", "step", "loss", "grad_norm", "lr", "wd"),
@@ -108,7 +109,7 @@ class RunLog:
                 self._progress.task_ids[0], completed=int(row["step"]) + 1, text=text
             )
         else:
-            print(self._line(row), flush=True)
+            logger.info(self._line(row))
 
     def measured(
         self, name: str, step: int, epoch: int, values: Sequence[float], summary: str
@@ -129,14 +130,7 @@ class RunLog:
         self._append(table, row)
         for column in table.columns[2:]:
             self._show(f"{name}/{column}", row[column], step)
-        self.say(f"epoch {epoch}  {summary}")
-
-    def say(self, text: str) -> None:
-        """Print `text` without breaking the progress bar. Silent on ranks above 0."""
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        elif self._chief:
-            print(text, flush=True)
+        logger.info(f"epoch {epoch}  {summary}")
 
     def close(self) -> None:
         """Leave the terminal in order and close the files. Closing again does nothing."""
@@ -159,7 +153,7 @@ class RunLog:
             table.append(row)
         except UserError as error:
             if not self._warned:
-                self.say(f"warning: the run goes on and writes this later: {error}")
+                logger.warning(f"the run goes on and writes this later: {error}")
             self._warned = True
         else:
             self._warned = False
@@ -170,7 +164,7 @@ class RunLog:
                 self._board.add(name, value, step)
         except UserError as error:
             self._board = None
-            self.say(f"warning: no more TensorBoard: {error}")
+            logger.warning(f"no more TensorBoard: {error}")
 
     def _line(self, row: Mapping[str, float]) -> str:
         parts = "  ".join(f"{name} {row[name]:.4f}" for name in self._shown)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from msn.config.sections.logging import RunLogging
 from msn.runtime import checkpoint, collectives
 from msn.runtime.errors import RunError, UserError
+from msn.runtime.log import logger
 
 RETRY_AFTER = 30.0  # seconds between attempts while the run goes on
 LAST_ATTEMPTS = 12  # before a run that stops gives up
@@ -23,11 +24,10 @@ class Saver:
     Args:
         settings: where and how to save.
         start: finished steps of the run so far.
-        say: shows a line to the user.
     """
 
-    def __init__(self, settings: RunLogging, start: int, say: Callable[[str], None]) -> None:
-        self._settings, self._say = settings, say
+    def __init__(self, settings: RunLogging, start: int) -> None:
+        self._settings = settings
         self._folder, self._tag = Path(settings.folder), settings.write_tag
         latest = checkpoint.latest_path(self._folder, self._tag)
         self._latest_step = start if latest.exists() else None
@@ -87,7 +87,7 @@ class Saver:
                 keep=self._settings.keep,
             )
         except UserError as error:
-            self._say(f"warning: step {state['step']} is not saved yet, trying again: {error}")
+            logger.warning(f"step {state['step']} is not saved yet, trying again: {error}")
             held = self._unsaved is not None and self._unsaved[0] is state
             self._unsaved = (state if held else copied(state)), copies
         else:

@@ -12,10 +12,12 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from msn.config.load import ConfigFile
+from msn.runtime import log
 from msn.runtime.devices import choose_device
 from msn.runtime.distributed import find_world, joined
 from msn.runtime.errors import Interrupted, PeerLost, RunError, UserError
 from msn.runtime.identity import identity
+from msn.runtime.log import logger
 
 START_TIMEOUT = 600.0  # seconds that the tasks of a job may take to start
 VERDICT_TIMEOUT = 1800.0  # seconds that SLURM may take to notice that a node is gone
@@ -71,6 +73,7 @@ class Job(Generic[File]):
         """
         import submitit
 
+        log.show()
         submitit.helpers.TorchDistributedEnvironment().export(
             set_cuda_visible_devices=False, overwrite=True
         )
@@ -87,14 +90,14 @@ class Job(Generic[File]):
             ):
                 self.work(self.config, device)
         except Interrupted as stopped:
-            print(stopped, flush=True)
+            logger.info(stopped)
             if stopped.number == signal.SIGUSR2:
                 _queue_again(world.rank)
             raise
         except PeerLost as lost:
             # Its own error ends the job, by srun's --kill-on-bad-exit. A lost node does not, until
             # SLURM notices and queues the job again: which it would not if this task failed first.
-            print(f"{lost}; waiting for SLURM to end this task", flush=True)
+            logger.error(f"{lost}; waiting for SLURM to end this task")
             time.sleep(VERDICT_TIMEOUT)
             raise
 

@@ -15,6 +15,7 @@ from msn.runtime.distributed import job_name
 from msn.runtime.errors import Interrupted
 from msn.runtime.files import replacing
 from msn.runtime.lock import locked, require_shared
+from msn.runtime.log import logger
 from msn.runtime.signals import stop_on_signal
 from msn.train.runlog import RunLog, StepTimer
 from msn.train.saving import Saver
@@ -133,8 +134,8 @@ def run_task(task: Task) -> None:
         with agreed():
             require_shared(checkpoint.lock_path(folder, tag), owner)
         start = task.resume()
-        if rank == 0:
-            print(*task.introduction(start), sep="\n", flush=True)
+        for text in task.introduction(start):
+            logger.info(text)
         with agreed():
             if rank == 0:
                 with replacing(checkpoint.config_path(folder, tag)) as path:
@@ -161,7 +162,7 @@ def run_task(task: Task) -> None:
 def train(task: Task, log: RunLog, start: int) -> None:
     """Run the loop, from step `start` to the end."""
     logging, per_epoch, total = task.config.logging, task.steps_per_epoch, task.total_steps
-    timer, ballot, saver = StepTimer(), Ballot(), Saver(logging, start, log.say)
+    timer, ballot, saver = StepTimer(), Ballot(), Saver(logging, start)
     with stop_on_signal() as stop, worker_deaths():
         for step, batch in enumerate(task.batches(start), start):
             timer.data_ready()
