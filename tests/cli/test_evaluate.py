@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from msn.cli.main import main
 from msn.evaluation.frozen import frozen, load_encoder
+from msn.evaluation.lowshot import LowShot, low_shot
 from msn.interop.reading import read
 from msn.models.encoder import ENCODERS, build_encoder
 from msn.train.pretraining import pretrain
@@ -271,8 +272,16 @@ def test_all_takes_images_and_size_from_the_checkpoint(tmp_path: Path, capsys: A
     assert rows[1].split("|")[2:] != rows[2].split("|")[2:]
 
 
-def test_all_agrees_with_the_report_of_the_run(tmp_path: Path, capsys: Any) -> None:
+def test_all_agrees_with_the_report_of_the_run(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same columns and numbers, of the untrained encoder too: it is what the run began with."""
+
+    def two_draws(*data: Any, draws: int, **settings: Any) -> LowShot:
+        assert draws == 20
+        return low_shot(*data, draws=2, **settings)
+
+    monkeypatch.setattr("msn.visualize.report.low_shot", two_draws)
     changes = {"optimization__epochs": 1, "optimization__warmup": 0, "meta__seed": 3}
     probe = {"every": 0, "report": True, "max_images": 300}
     config = tiny_config(tmp_path, **changes, meta__precision="fp32", logging__probe=probe)
