@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from msn.evaluation.frozen import load_encoder
     from msn.interop.pretraining import MSNForPreTraining
+    from msn.train.api import evaluate, pretrain
 
 __version__ = "0.1.0"
-__all__ = ["MSNForPreTraining", "load_encoder"]
+__all__ = ["MSNForPreTraining", "evaluate", "load_encoder", "pretrain"]
 
-_HOMES = {"MSNForPreTraining": "msn.interop.pretraining", "load_encoder": "msn.evaluation.frozen"}
+_HOMES = {
+    "MSNForPreTraining": "msn.interop.pretraining",
+    "evaluate": "msn.train.api",
+    "load_encoder": "msn.evaluation.frozen",
+    "pretrain": "msn.train.api",
+}
 
 
 def __getattr__(name: str) -> Any:
