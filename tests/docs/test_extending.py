@@ -21,7 +21,9 @@ from tests.support.toy import Toy
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/extending.md").read_text("utf-8")
-FILES = re.findall(r"^`(src/[\w/]+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+FILES = re.findall(
+    r"^\*\*(src/[\w/]+\.py)\*\*\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE
+)
 COMMANDS = re.findall(r"```bash\npython -m msn (.*)\n```", PAGE)
 SHORT = [
     *("optimization.epochs=1", "optimization.warmup=0", "logging.probe=null"),
