@@ -33,9 +33,10 @@ def floors() -> list[str]:
 
 def tree() -> str:
     """Give the tree as Markdown: a list for each folder, from the top down."""
-    parts = []
+    root = ROOT / "src" / "msn"
+    parts = [f"**`{path.name}`** {purpose(path)}\n" for path in sorted(root.glob("*.py"))]
     for name in floors():
-        folder = ROOT / "src" / "msn" / name
+        folder = root / name
         about = purpose(folder / "__init__.py")
         parts.append("\n".join([f"**`{name}/`** {about}", "", *lines(folder), ""]))
     return "\n" + "\n".join(parts) + "\n"
