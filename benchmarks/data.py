@@ -34,6 +34,7 @@ from msn.data.batch import allocate
 from msn.data.draws import ViewSpec, draw_view
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
+from msn.data.order import Order
 from msn.data.sources import open_source
 from msn.data.views import crop, make_views
 from msn.methods.msn.model import view_kinds
@@ -168,10 +169,10 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
 
         def seconds(workers: int) -> float:
             steps = 32
+            order = Order(len(source), 16, steps, seed=0)
             stream = training_batches(
-                source, SPEC, batch_size=16, steps_per_epoch=steps, start_step=0,
-                stop_step=3 * steps, seed=0, num_workers=workers,
-            )  # fmt: skip
+                source, SPEC, order, start_step=0, stop_step=3 * steps, num_workers=workers
+            )
             for _ in range(4):  # until the workers are at their pace
                 next(stream)
             start = time.perf_counter()

@@ -26,6 +26,7 @@ from msn.data.draws import ViewSpec
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
 from msn.data.mapped import Arrays, Watch, cached, pack, unpack
+from msn.data.order import Order
 from msn.data.sources import Sample
 from msn.methods.msn.model import view_kinds
 
@@ -105,10 +106,10 @@ def memory_of(pid: int) -> Memory:
 
 def worker_memory(source: MappedNames, samples: int) -> list[tuple[int, Memory]]:
     """Memory of the one loader process at several numbers of samples delivered."""
+    order = Order(len(source), BATCH, len(source) // BATCH, seed=0)
     batches = training_batches(
-        source, SPEC, batch_size=BATCH, steps_per_epoch=len(source) // BATCH,
-        start_step=0, stop_step=samples // BATCH, seed=0, num_workers=1,
-    )  # fmt: skip
+        source, SPEC, order, start_step=0, stop_step=samples // BATCH, num_workers=1
+    )
     before = {child.pid for child in multiprocessing.active_children()}
     found = []
     part = max(1, samples // BATCH // ROWS)

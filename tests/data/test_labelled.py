@@ -1,6 +1,6 @@
 """Batches of labelled images: order, labels, shares of several processes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -13,9 +13,11 @@ from msn.data.labelled import (
     CentreCrop,
     LabelledSet,
     RandomCrop,
+    Transform,
     batches_in_turn,
     shuffled_batches,
 )
+from msn.data.order import Order
 from msn.data.sources import Source, open_source
 from msn.data.views import eval_view
 from msn.runtime import keyed
@@ -45,19 +47,25 @@ def all_indices(batches: Iterable[Batch]) -> list[int]:
     return [index for batch in batches for index in indices(batch)]
 
 
-SHUFFLED = partial(shuffled_batches, batch_size=8, steps_per_epoch=6, seed=3, num_workers=0)
+def shuffled(
+    images: LabelledSet, view: Transform, start: int, stop: int, num_workers: int = 0
+) -> Iterator[Batch]:
+    order = Order(len(images), batch_size=8, steps_per_epoch=6, seed=3)
+    return shuffled_batches(
+        images, view, order, start_step=start, stop_step=stop, num_workers=num_workers
+    )
 
 
 def test_labels_are_those_of_the_images() -> None:
     images = labelled()
-    for batch in SHUFFLED(images, numbered, start_step=0, stop_step=4):
+    for batch in shuffled(images, numbered, 0, 4):
         assert batch.labels.tolist() == images.labels[indices(batch)].tolist()
 
 
 def test_only_chosen_images_are_seen_each_once_an_epoch() -> None:
     images = labelled()
     chosen = LabelledSet(images.source, images.labels, np.arange(100, 148))
-    batches = list(SHUFFLED(chosen, numbered, start_step=0, stop_step=12))
+    batches = list(shuffled(chosen, numbered, 0, 12))
     epochs = [all_indices(batches[:6]), all_indices(batches[6:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(100, 148))
     assert epochs[0] != epochs[1]
@@ -69,8 +77,8 @@ def test_only_chosen_images_are_seen_each_once_an_epoch() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_start_in_the_middle_gives_the_same_batches(workers: int) -> None:
     view = RandomCrop(8, (0.3, 1.0), 0.5, seed=3)
-    whole = list(SHUFFLED(labelled(50), view, start_step=0, stop_step=9))
-    rest = list(SHUFFLED(labelled(50), view, start_step=5, stop_step=9, num_workers=workers))
+    whole = list(shuffled(labelled(50), view, 0, 9))
+    rest = list(shuffled(labelled(50), view, 5, 9, num_workers=workers))
     for one, other in zip(whole[5:], rest, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
@@ -78,18 +86,10 @@ def test_a_start_in_the_middle_gives_the_same_batches(workers: int) -> None:
 
 def test_processes_share_the_batches_of_one() -> None:
     images = labelled(50)
-    make = partial(
-        shuffled_batches,
-        images,
-        numbered,
-        steps_per_epoch=3,
-        start_step=0,
-        stop_step=5,
-        seed=3,
-        num_workers=0,
-    )
-    alone = make(batch_size=16)
-    shares = [make(batch_size=4, rank=rank, world_size=4) for rank in range(4)]
+    make = partial(shuffled_batches, images, numbered, start_step=0, stop_step=5, num_workers=0)
+    alone = make(Order(50, batch_size=16, steps_per_epoch=3, seed=3))
+    orders = [Order(50, 4, steps_per_epoch=3, seed=3, rank=r, world_size=4) for r in range(4)]
+    shares = [make(order) for order in orders]
     for one, *parts in zip(alone, *shares, strict=True):
         assert indices(one) == all_indices(parts)
 

@@ -18,7 +18,7 @@ from msn.data.batch import Views, allocate
 from msn.data.image import ArrayImage, BadImage
 from msn.data.loader import Batch, training_batches, worker_count, worker_deaths
 from msn.data.mapped import pack, unpack
-from msn.data.order import permuted
+from msn.data.order import Order, permuted
 from msn.data.sources import Sample
 from msn.data.views import SampleViews, make_views
 from msn.runtime.errors import RunError, UserError
@@ -66,15 +66,9 @@ class Images:
 def stream(
     source: Images, start: int, stop: int, *, workers: int = 0, batch_size: int = 4, seed: int = 0
 ) -> Iterator[Batch]:
+    order = Order(len(source), batch_size, len(source) // batch_size, seed)
     return training_batches(
-        source,
-        SPEC,
-        batch_size=batch_size,
-        steps_per_epoch=len(source) // batch_size,
-        start_step=start,
-        stop_step=stop,
-        seed=seed,
-        num_workers=workers,
+        source, SPEC, order, start_step=start, stop_step=stop, num_workers=workers
     )
 
 
@@ -382,18 +376,11 @@ def test_a_process_that_still_holds_batches_can_end() -> None:
 # --- refusals
 
 
-def test_fewer_images_than_a_batch_is_refused() -> None:
-    with pytest.raises(UserError, match=r"criterion\.batch_size is 4 .* only 3 images"):
-        batches(Images(3), 0, 1)
-
-
-@pytest.mark.parametrize("steps", [0, 4])
-def test_impossible_steps_are_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match="steps of 4 from 14"):
+def test_the_order_of_another_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="an order of 15 samples for 14 images"):
         training_batches(
-            Images(14), SPEC, batch_size=4, steps_per_epoch=steps, start_step=0, stop_step=1,
-            seed=0, num_workers=0,
-        )  # fmt: skip
+            Images(14), SPEC, Order(15, 4, 3, seed=0), start_step=0, stop_step=1, num_workers=0
+        )
 
 
 # --- memory

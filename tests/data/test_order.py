@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msn.data.order import ROUNDS, permuted
+from msn.data.order import ROUNDS, Order, permuted
 from msn.runtime import keyed
 
 
@@ -111,3 +111,12 @@ def test_neighbours_part() -> None:
         order = permuted(np.arange(length), length=length, seed=0, epoch=epoch)
         close += int((np.abs(np.diff(order)) == 1).sum())
     assert abs(close - 20 * 2) < 5 * 40**0.5
+
+
+def test_an_impossible_order_is_refused() -> None:
+    for steps, length in ((0, 14), (4, 14), (1, 3)):
+        with pytest.raises(ValueError, match=f"{steps} steps of 4 from {length} samples"):
+            Order(length, batch_size=4, steps_per_epoch=steps, seed=0)
+    for rank in (-1, 2):
+        with pytest.raises(ValueError, match=f"rank {rank} of 2"):
+            Order(14, batch_size=4, steps_per_epoch=1, seed=0, rank=rank, world_size=2)

@@ -13,6 +13,7 @@ from msn.config.load import load_config
 from msn.data.bad_images import BadImages
 from msn.data.image import BadImage
 from msn.data.loader import training_batches
+from msn.data.order import Order
 from msn.methods.msn.losses import log_mean, log_sinkhorn
 from msn.methods.optim import build_optimizer
 from msn.models.batch_norm import BatchNorm
@@ -251,17 +252,21 @@ def test_shares_of_a_global_batch_are_the_batch(tmp_path: Path, processes: int) 
     parts = build_parts(tiny_config(tmp_path), torch.device("cpu"))
 
     def load(rank: int, size: int) -> list[Tensor]:
+        order = Order(
+            length=len(parts.source),
+            batch_size=32 // size,
+            steps_per_epoch=parts.steps_per_epoch,
+            seed=0,
+            rank=rank,
+            world_size=size,
+        )
         loader = training_batches(
             parts.source,
             parts.views,
-            batch_size=32 // size,
-            steps_per_epoch=parts.steps_per_epoch,
+            order,
             start_step=parts.steps_per_epoch - 1,
             stop_step=parts.steps_per_epoch + 1,  # over the end of an epoch
-            seed=0,
             num_workers=0,
-            rank=rank,
-            world_size=size,
         )
         return [batch.views["random"].clone() for batch in loader]
 

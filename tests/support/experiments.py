@@ -9,6 +9,7 @@ import yaml
 from msn.config.load import Config
 from msn.data.batch import Views
 from msn.data.loader import training_batches
+from msn.data.order import Order
 from msn.methods.msn.model import MSN
 from msn.train.build import Parts, build_parts
 
@@ -59,15 +60,9 @@ def tiny_parts(folder: Path, **changes: Any) -> Parts:
 
 def batches(parts: Parts, batch_size: int, count: int) -> list[Views]:
     """The first normalised batches of a run."""
+    order = Order(len(parts.source), batch_size, parts.steps_per_epoch, parts.seed)
     loaded = training_batches(
-        parts.source,
-        parts.views,
-        batch_size=batch_size,
-        steps_per_epoch=parts.steps_per_epoch,
-        start_step=0,
-        stop_step=count,
-        seed=parts.seed,
-        num_workers=0,
+        parts.source, parts.views, order, start_step=0, stop_step=count, num_workers=0
     )
     return [batch.views.normalized(parts.mean, parts.std) for batch in loaded]
 

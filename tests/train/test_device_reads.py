@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from msn.data.loader import training_batches
+from msn.data.order import Order
 from msn.methods.optim import MomentumSGD
 from msn.train.build import Parts, build_parts
 from msn.train.step import StepResult, train_step
@@ -61,17 +62,9 @@ def steps_on_meta(folder: Path, **changes: Any) -> tuple[Parts, StepResult]:
     """Two training steps; the optimiser, whose fused kernel "meta" lacks, is a simple one."""
     parts = build_parts(tiny_config(folder, **changes), META)
     parts = replace(parts, optimizer=MomentumSGD(parts.optimizer.param_groups))
+    order = Order(len(parts.source), parts.batch.own, parts.steps_per_epoch, parts.seed)
     loaded = training_batches(
-        parts.source,
-        parts.views,
-        batch_size=parts.batch.own,
-        steps_per_epoch=parts.steps_per_epoch,
-        start_step=0,
-        stop_step=2,
-        seed=parts.seed,
-        num_workers=0,
-        rank=0,
-        world_size=1,
+        parts.source, parts.views, order, start_step=0, stop_step=2, num_workers=0
     )
     with OneDevice():
         for step, (views, _) in enumerate(loaded):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from msn.config.sections.data import Augmentation
 from msn.data.draws import ViewKind, ViewSpec
 from msn.data.image import ArrayImage, BadImage, Image
-from msn.data.order import samples_of_step
+from msn.data.order import Order
 from msn.data.sources import Source
 from msn.data.views import SampleViews, eval_view, make_views
 from msn.data.workers import made_by_workers
@@ -90,32 +90,21 @@ class CentreCrop:
 def shuffled_batches(
     images: LabelledSet,
     transform: Transform,
+    order: Order,
     *,
-    batch_size: int,
-    steps_per_epoch: int,
     start_step: int,
     stop_step: int,
-    seed: int,
     num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of steps start_step .. stop_step - 1; each epoch is a new permutation.
+    """The batches of steps start_step .. stop_step - 1, see `msn.data.loader.training_batches`.
 
-    The batches of all ranks together are those that one process would make of `world_size` times
-    the batch size. Further arguments as in `msn.data.loader.training_batches`.
+    Args:
+        order: of the chosen images.
     """
-    order = partial(
-        samples_of_step,
-        length=len(images),
-        batch_size=batch_size,
-        steps_per_epoch=steps_per_epoch,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-    )
-    batches = _Batches(images, transform, order)
+    if order.length != len(images):
+        raise ValueError(f"an order of {order.length} samples for {len(images)} images")
+    batches = _Batches(images, transform, order.samples)
     steps = range(start_step, stop_step)
     return made_by_workers(batches, steps, num_workers, pin_memory=pin_memory)
 

@@ -20,13 +20,12 @@ from torch.utils.data import Dataset
 from msn.data.batch import Views, allocate
 from msn.data.draws import ViewSpec
 from msn.data.image import BadImage
-from msn.data.order import samples_of_step
+from msn.data.order import Order
 from msn.data.sources import Source
 from msn.data.views import SampleViews, make_views
 from msn.data.workers import PREFETCH, made_by_workers
 from msn.runtime import keyed
 from msn.runtime.errors import RunError, UserError
-from msn.runtime.wording import counted
 
 MOST_WORKERS = 32  # that "auto" takes: more hold more batches in memory than they gain
 REPLACEMENTS = 20  # images tried in place of a bad one
@@ -49,50 +48,33 @@ class Batch(NamedTuple):
 def training_batches(
     source: Source,
     spec: ViewSpec,
+    order: Order,
     *,
-    batch_size: int,
-    steps_per_epoch: int,
     start_step: int,
     stop_step: int,
-    seed: int,
     num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Iterator[Batch]:
     """The batches of steps start_step .. stop_step - 1.
 
-    One loader serves the whole range, so that workers neither stop nor start between epochs. Each
-    epoch is a new permutation of the source; what does not fill a batch is left out. Nothing is
-    read for steps before `start_step`.
+    One loader serves the whole range, so that workers neither stop nor start between epochs.
+    Nothing is read for steps before `start_step`.
 
     In place of a bad image come the views of another, chosen by (seed, epoch, image).
 
     Args:
-        batch_size: images per batch of this process, its share of the global batch.
-        steps_per_epoch: at most len(source) // (batch_size * world_size).
+        order: of all images of the source.
         num_workers: processes that make batches; 0 makes them in this one.
-        rank: which of the `world_size` equal shares of the global batch to give.
-        world_size: the global batch is the same for any number of processes.
 
     Raises:
-        UserError: there are fewer images than one batch takes, or too little shared memory.
+        UserError: there is too little shared memory.
         RunError: while iterating, so many images in a row are bad that the data must be gone.
     """
-    global_batch = batch_size * world_size
-    if len(source) < global_batch:
-        raise UserError(
-            f"criterion.batch_size is {batch_size} but the data set has only {len(source)} images"
-            f" for {counted(world_size, 'process')}; lower it or add images"
-        )
-    if not 0 < steps_per_epoch <= len(source) // global_batch:
-        raise ValueError(f"{steps_per_epoch} steps of {global_batch} from {len(source)} images")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}")
+    if order.length != len(source):
+        raise ValueError(f"an order of {order.length} samples for {len(source)} images")
     # One buffer is with the caller while each worker fills, or has filled, its share.
-    ring = _allocate(
-        num_workers * PREFETCH + 1, spec, batch_size, source.channels, shared=num_workers > 0
-    )
-    batches = _Batches(source, spec, ring, steps_per_epoch, seed, rank, world_size)
+    slots, shared = num_workers * PREFETCH + 1, num_workers > 0
+    ring = _allocate(slots, spec, order.batch_size, source.channels, shared=shared)
+    batches = _Batches(source, spec, ring, order)
     return _deliver(batches, range(start_step, stop_step), num_workers)
 
 
@@ -137,36 +119,16 @@ class _Filled(NamedTuple):
 class _Batches(Dataset[_Filled | UserError]):
     """The batch of each step, as a data set indexed by (step, buffer to fill)."""
 
-    def __init__(
-        self,
-        source: Source,
-        spec: ViewSpec,
-        ring: Views,
-        steps_per_epoch: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
+    def __init__(self, source: Source, spec: ViewSpec, ring: Views, order: Order) -> None:
         self.source = source
         self.spec = spec
         self.ring = ring
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+        self.order = order
 
     def __getitem__(self, place: tuple[int, int]) -> _Filled | UserError:
         step, slot = place
         rows = self.ring.each(itemgetter(slot)).samples()
-        epoch, samples = samples_of_step(
-            step,
-            length=len(self.source),
-            batch_size=len(rows),
-            steps_per_epoch=self.steps_per_epoch,
-            seed=self.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+        epoch, samples = self.order.samples(step)
         bad: list[BadImage] = []
         try:
             for out, sample in zip(rows, samples.tolist(), strict=True):
@@ -181,7 +143,9 @@ class _Batches(Dataset[_Filled | UserError]):
         for index in self._candidates(epoch, sample):
             try:
                 image = self.source.read(index).image
-                make_views(image, self.spec, seed=self.seed, epoch=epoch, sample=sample, out=out)
+                make_views(
+                    image, self.spec, seed=self.order.seed, epoch=epoch, sample=sample, out=out
+                )
             except BadImage as error:
                 bad.append(BadImage(error.name, error.reason))  # without its traceback
             else:
@@ -193,7 +157,7 @@ class _Batches(Dataset[_Filled | UserError]):
 
     def _candidates(self, epoch: int, sample: int) -> Iterator[int]:
         yield sample
-        generator = keyed.generator(self.seed, keyed.Stream.REPLACEMENT, epoch, sample)
+        generator = keyed.generator(self.order.seed, keyed.Stream.REPLACEMENT, epoch, sample)
         yield from generator.integers(len(self.source), size=REPLACEMENTS).tolist()
 
 

@@ -3,6 +3,7 @@
 Nothing is as long as the data set, whatever its length, in any process.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -12,25 +13,49 @@ from msn.runtime import keyed
 ROUNDS = 8  # of the Feistel network; on the tiniest domains fewer leave a visible bias
 
 
-def samples_of_step(
-    step: int,
-    *,
-    length: int,
-    batch_size: int,
-    steps_per_epoch: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[int, np.ndarray]:
-    """The epoch of a step, and the samples (B,) of one process's share of its global batch.
+@dataclass(frozen=True)
+class Order:
+    """Which samples the batches of one process hold: each epoch is a new permutation.
 
     The shares of all ranks together are what one process would take with `world_size` times the
-    batch size. Arguments as in `msn.data.loader.training_batches`.
+    batch size. What does not fill a batch is left out.
+
+    Attributes:
+        length: number of samples.
+        batch_size: samples per batch of this process, its share of the global batch.
+        steps_per_epoch: at most length // (batch_size * world_size).
+        seed: of the permutations.
+        rank: which of the `world_size` equal shares of the global batch this process takes.
+        world_size: the global batch is the same for any number of processes.
     """
-    epoch, inside = divmod(step, steps_per_epoch)
-    start = (inside * world_size + rank) * batch_size
-    positions = np.arange(start, start + batch_size)
-    return epoch, permuted(positions, length=length, seed=seed, epoch=epoch)
+
+    length: int
+    batch_size: int
+    steps_per_epoch: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        most = self.length // self.global_batch
+        if not 0 < self.steps_per_epoch <= most:
+            raise ValueError(
+                f"{self.steps_per_epoch} steps of {self.global_batch} from {self.length} samples"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} of {self.world_size}")
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per batch of all processes together."""
+        return self.batch_size * self.world_size
+
+    def samples(self, step: int) -> tuple[int, np.ndarray]:
+        """Give the epoch of a step and its samples, (batch_size,)."""
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        start = (inside * self.world_size + self.rank) * self.batch_size
+        positions = np.arange(start, start + self.batch_size)
+        return epoch, permuted(positions, length=self.length, seed=self.seed, epoch=epoch)
 
 
 def permuted(positions: np.ndarray, *, length: int, seed: int, epoch: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from msn.config.load import EvaluationFile, FinetuneConfig, LinearConfig
 from msn.data.batch import normalise
 from msn.data.labelled import Bad, Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count
+from msn.data.order import Order
 from msn.evaluation import finetune as finetuning
 from msn.evaluation import linear
 from msn.evaluation.accuracy import Result, Score, accuracy, best_epoch
@@ -174,17 +175,21 @@ def training_batches(
     config: EvaluationFile, job: Job, start: int, workers: int = 0
 ) -> Iterator[Batch]:
     """Give the batches of this process for all steps from `start` on."""
+    order = Order(
+        length=len(job.train),
+        batch_size=job.batch_size,
+        steps_per_epoch=job.steps_per_epoch,
+        seed=config.meta.seed,
+        rank=collectives.rank(),
+        world_size=collectives.world_size(),
+    )
     return shuffled_batches(
         job.train,
         job.train_view,
-        batch_size=job.batch_size,
-        steps_per_epoch=job.steps_per_epoch,
+        order,
         start_step=start,
         stop_step=job.total_steps,
-        seed=config.meta.seed,
         num_workers=workers,
-        rank=collectives.rank(),
-        world_size=collectives.world_size(),
         pin_memory=config.data.pin_mem,
     )
 

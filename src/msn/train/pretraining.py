@@ -8,6 +8,7 @@ import torch
 from msn.config.load import Config
 from msn.data.bad_images import BadImages, bad_images_path
 from msn.data.loader import Batch, training_batches, worker_count
+from msn.data.order import Order
 from msn.data.prefetch import on_device
 from msn.methods import Method
 from msn.runtime import checkpoint, collectives
@@ -149,17 +150,21 @@ class Pretraining:
 
 def batches(config: Config, parts: Parts, start: int, workers: int = 0) -> Iterator[Batch]:
     """Give the batches of all steps from `start` on, on the device."""
+    order = Order(
+        length=len(parts.source),
+        batch_size=parts.batch.own,
+        steps_per_epoch=parts.steps_per_epoch,
+        seed=parts.seed,
+        rank=collectives.rank(),
+        world_size=parts.batch.processes,
+    )
     loaded = training_batches(
         parts.source,
         parts.views,
-        batch_size=parts.batch.own,
-        steps_per_epoch=parts.steps_per_epoch,
+        order,
         start_step=start,
         stop_step=parts.total_steps,
-        seed=parts.seed,
         num_workers=workers,
-        rank=collectives.rank(),
-        world_size=parts.batch.processes,
     )
     return on_device(loaded, parts.device, pin_memory=config.data.pin_mem)
 
