@@ -30,6 +30,7 @@ from measure import cpu_name
 from sklearn.datasets import load_sample_images
 
 from msn.config.load import Data
+from msn.config.sections.data import Images
 from msn.data.batch import allocate
 from msn.data.draws import ViewSpec, draw_view
 from msn.data.image import EncodedImage
@@ -165,7 +166,7 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
         (Path(folder) / "train").mkdir()
         for i in range(512):
             (Path(folder) / "train" / f"{i}.jpg").write_bytes(files[i % len(files)])
-        source = open_source(source="folder", root_path=folder, image_folder="", split="train")
+        source = open_source(Images(root_path=folder), "train")
 
         def seconds(workers: int) -> float:
             steps = 32

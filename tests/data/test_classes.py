@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 
 from msn.data.classes import Splits, labelled_splits, split_notes
-from msn.data.sources import Source, open_source
 from msn.data.sources.base import ArraySource
 from msn.data.sources.labels import read_labels
 from msn.runtime.errors import UserError
 from tests.support.made import MAKERS, add, encoded, images
 from tests.support.pets import TRAIN, make_pets, make_split
-
-
-def opened(place: dict[str, object], split: str = "train") -> Source:
-    return open_source(**{"image_folder": "", "split": split, **place})  # type: ignore[arg-type]
+from tests.support.sources import opened
 
 
 def array(labels: Sequence[int], names: list[str] | None = None) -> ArraySource:
@@ -114,13 +110,8 @@ def test_the_reason_is_that_of_the_source(tmp_path: Path) -> None:
         (root / "list.csv").write_text("path,species\ntrain/a.png,cat\n")
         with tarfile.open(root / "train/a.tar", "w") as shard:
             shard.add(root / "train/a.png", "a.png")
-        source = open_source(
-            source=name,
-            root_path=str(root),
-            image_folder="",
-            split="train",
-            image_list=str(root / "list.csv"),
-        )
+        place = {"source": name, "root_path": str(root), "image_list": str(root / "list.csv")}
+        source = opened(place)
         with pytest.raises(UserError) as caught:
             labelled_splits(source, source)
         assert str(caught.value) == (

@@ -18,13 +18,14 @@ from msn.data.labelled import (
     shuffled_batches,
 )
 from msn.data.order import Order
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.data.views import eval_view
 from msn.runtime import keyed
+from tests.support.sources import opened
 
 
 def digits(split: str = "train") -> Source:
-    return open_source(source="digits", root_path=None, image_folder="", split=split)
+    return opened({"source": "digits"}, split)
 
 
 def labelled(count: int | None = None) -> LabelledSet:

@@ -11,9 +11,9 @@ import pytest
 
 from msn.data.image import BadImage, open_image
 from msn.data.levels import levels
-from msn.data.sources import open_source
 from msn.runtime.errors import UserError
 from tests.support.made import idx, make_cifar10, npy
+from tests.support.sources import opened
 
 RAMP = np.arange(64).reshape(8, 8) / 63  # 0 to 1
 FLOATS = np.rint(RAMP * 255)
@@ -123,8 +123,8 @@ def test_pixels_of_arrays_in_huggingface_go_by_the_same_scale(tmp_path: Path) ->
         features = datasets.Features({"image": datasets.Array2D((8, 8), dtype)})
         data = datasets.Dataset.from_dict({"image": [array.astype(dtype)]}, features=features)
         data.save_to_disk(str(tmp_path / dtype))
-        place = {"source": "huggingface", "root_path": str(tmp_path / dtype), "image_folder": ""}
-        source = open_source(**place, split="train", channels=1)  # type: ignore[arg-type]
+        place = {"source": "huggingface", "root_path": str(tmp_path / dtype)}
+        source = opened(place, channels=1)
         if expected is None:
             with pytest.raises(BadImage, match="int64, of unknown scale"):
                 source.read(0)
@@ -137,11 +137,11 @@ def test_pixels_of_files_of_bytes_are_bytes(tmp_path: Path) -> None:
     content = bytearray(idx(np.zeros((2, 8, 8), np.uint8)))
     content[2] = 0x0D
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
-    place = {"root_path": str(tmp_path), "image_folder": "", "split": "train"}
+    place = {"root_path": str(tmp_path)}
     with pytest.raises(UserError, match=r"idx3-ubyte: holds float32, must be uint8; "):
-        open_source(source="idx", **place)  # type: ignore[arg-type]
+        opened(place, source="idx")
     make_cifar10(tmp_path)
     batch = tmp_path / "cifar-10-batches-py/data_batch_2"
     batch.write_bytes(pickle.dumps({"data": np.full((4, 3072), 300, np.int16), "labels": [0] * 4}))
     with pytest.raises(UserError, match=r"data_batch_2: is not a file of CIFAR .*int16"):
-        open_source(source="cifar10", **place)  # type: ignore[arg-type]
+        opened(place, source="cifar10")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from msn.data import subsets
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.data.subsets import Listed, fetch, official_lists, official_url, read_subset, write_subset
 from msn.runtime.errors import UserError
 from tests.support.imagenet import make_tree
 from tests.support.made import encoded, images
+from tests.support.sources import opened
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     root = tmp_path_factory.mktemp("imagenet")
     make_tree(root)
-    return open_source(source="folder", root_path=str(root), image_folder="images", split="train")
+    return opened({"root_path": str(root), "image_folder": "images"})
 
 
 def names(source: Source, indices: np.ndarray) -> list[str]:
@@ -99,7 +100,7 @@ def test_a_list_of_windows_or_of_names_that_are_no_utf8(tmp_path: Path) -> None:
         path = os.path.join(os.fsencode(tmp_path), b"train", b"ant", name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         Path(os.fsdecode(path)).write_bytes(encoded(images(20)[0]))
-    source = open_source(source="folder", root_path=str(tmp_path), image_folder="", split="train")
+    source = opened({"root_path": str(tmp_path)})
     write_subset(tmp_path / "list.txt", source, np.array([1, 0]))
     assert read_subset(tmp_path / "list.txt", source).tolist() == [1, 0]
     text = (tmp_path / "list.txt").read_bytes()
@@ -114,7 +115,7 @@ def test_a_written_list_reads_back(source: Source, tmp_path: Path) -> None:
     write_subset(path, source, indices)
     assert path.read_text().splitlines()[0] == "n01440764_38.JPEG"
     assert read_subset(path, source).tolist() == indices.tolist()
-    digits = open_source(source="digits", root_path=None, image_folder="", split="train")
+    digits = opened({"source": "digits"})
     write_subset(path, digits, indices)
     assert read_subset(path, digits).tolist() == indices.tolist()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from msn.data.batch import normalise
 from msn.data.image import ArrayImage, BadImage
 from msn.data.labelled import LabelledSet
-from msn.data.sources import Sample, Source, open_source
+from msn.data.sources import Sample, Source
 from msn.data.views import eval_view
 from msn.evaluation.features import (
     Features,
@@ -28,6 +28,7 @@ from msn.evaluation.features import (
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, load_encoder
 from msn.runtime.errors import UserError
 from tests.interop.test_architecture import official_file
+from tests.support.sources import opened
 
 
 class Stripes:
@@ -77,7 +78,7 @@ def encode(batch: Tensor) -> Tensor:
 
 
 def test_evaluation_images_are_the_evaluation_views_in_order() -> None:
-    source = open_source(source="digits", root_path=None, image_folder="", split="val")
+    source = opened({"source": "digits"}, "val")
     found = evaluation_images(chosen(source), image_size=16)
     by_worker = evaluation_images(chosen(source), image_size=16, num_workers=1)
     assert torch.equal(by_worker.images, found.images)
@@ -229,9 +230,7 @@ def test_a_file_that_changes_changes_the_key(encoder: FrozenEncoder, tmp_path: P
     cv2.imwrite(str(image), np.zeros((20, 20, 3), np.uint8))
 
     def now() -> dict[str, Any]:
-        source = open_source(
-            source="folder", root_path=str(tmp_path), image_folder="", split="train"
-        )
+        source = opened({"root_path": str(tmp_path)})
         return key(encoder, source, np.arange(1))
 
     before = now()

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 import yaml
 
-from msn.data.sources import open_source
 from msn.data.sources.digits import Digits
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.runtime import checkpoint
+from tests.support.sources import opened
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def values(weights: Path, folder: Path, **changes: Any) -> dict[str, dict[str, A
 
 def listed(path: Path, indices: range) -> str:
     """Write a list of training images, as `data.subset` takes it; its path."""
-    source = open_source(source="digits", root_path=None, image_folder="", split="train")
+    source = opened({"source": "digits"})
     path.write_text("\n".join(source.name(index) for index in indices), encoding="utf-8")
     return str(path)
 

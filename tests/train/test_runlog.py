@@ -11,7 +11,7 @@ from msn.methods.msn.model import MSN
 from msn.runtime.errors import UserError
 from msn.runtime.log import logger
 from msn.train import runlog
-from msn.train.runlog import PROBE_COLUMNS, RunLog, StepTimer, csv_path
+from msn.train.runlog import PROBE_COLUMNS, Columns, RunLog, StepTimer, csv_path
 
 COLUMNS = MSN.COLUMNS
 OFFICIAL = ["epoch", "itr", "msn", "me_max", "ent", "time (ms)"]
@@ -35,9 +35,7 @@ def open_log(
     return RunLog(
         folder,
         "run",
-        columns=COLUMNS,
-        shown=MSN.SHOWN,
-        tables={"probe": PROBE_COLUMNS},
+        columns=Columns(COLUMNS, MSN.SHOWN, {"probe": PROBE_COLUMNS}),
         rank=rank,
         start_step=start,
         total_steps=total,

@@ -7,7 +7,7 @@ import torch
 from msn.cli.terminal import say_written
 from msn.config.load import load_images
 from msn.data.classes import split_notes
-from msn.data.sources import open_images
+from msn.data.sources import open_source
 from msn.data.subsets import write_subset
 from msn.evaluation.lowshot import draw_subset
 from msn.runtime.errors import UserError
@@ -15,7 +15,7 @@ from msn.runtime.errors import UserError
 
 def run(options: argparse.Namespace) -> None:
     """Draw from the train split; the images of a shorter list are among those of a longer one."""
-    source = open_images(load_images(options.fname, options.overrides, {}), "train")
+    source = open_source(load_images(options.fname, options.overrides, {}), "train")
     found = source.labels()
     if found is None:
         raise UserError(f"the train split has no labels; lists need {source.label_rule}")

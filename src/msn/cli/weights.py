@@ -15,7 +15,7 @@ from msn.data.classes import Splits, labelled_splits
 from msn.data.image import BadImage
 from msn.data.labelled import LabelledSet
 from msn.data.loader import worker_count
-from msn.data.sources import Source, open_images
+from msn.data.sources import Source, open_source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import Features, extract
 from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
@@ -44,7 +44,7 @@ class Bench(NamedTuple):
     def open(self, split: str) -> Source:
         """A split of the images, with as many channels as the encoder takes."""
         images = self.images.model_copy(update={"channels": self.encoder.channels})
-        return open_images(images, split)
+        return open_source(images, split)
 
     def labelled(self, max_images: int | None = None) -> Splits:
         """The train and the val split, their classes matched.

@@ -10,7 +10,7 @@ from msn.config.load import EvaluationFile
 from msn.config.sections.evaluation import LabelledImages
 from msn.data.classes import Splits, labelled_splits
 from msn.data.labelled import LabelledSet, Transform
-from msn.data.sources import open_images
+from msn.data.sources import open_source
 from msn.data.sources.base import SPLITS
 from msn.data.subsets import read_subset
 from msn.data.unreadable import Unreadable
@@ -143,7 +143,7 @@ def open_splits(data: LabelledImages, channels: int) -> Splits:
             " leave it out"
         )
     images = data.model_copy(update={"channels": channels})
-    train, val = (open_images(images, split) for split in SPLITS)
+    train, val = (open_source(images, split) for split in SPLITS)
     splits = labelled_splits(train, val, num_classes=data.num_classes)
     if not data.subset:
         return splits

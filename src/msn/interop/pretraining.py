@@ -8,6 +8,10 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from msn.config.sections.criterion import Criterion
+from msn.config.sections.data import Data
+from msn.config.sections.meta import Meta
+from msn.config.sections.optimization import Optimization
 from msn.data.inputs import NORMALIZE, require_normalized
 from msn.data.normalisation import Normalisation, imagenet_normalisation
 from msn.interop.weights import Weights, weights_from
@@ -15,10 +19,15 @@ from msn.methods.msn.build import draw_prototypes
 from msn.methods.msn.losses import LossSettings, log_prior
 from msn.methods.msn.model import MSN, views_of
 from msn.methods.schedules import linear
-from msn.models.encoder import EncoderSize, build_encoder
+from msn.models.encoder import ENCODERS, EncoderSize, build_encoder
 from msn.models.head import projection_head
 from msn.models.masking import Masking
 from msn.runtime.errors import UserError
+
+# The defaults of a config file are those of the module.
+META, CRITERION, OPTIMIZATION = Meta(), Criterion(), Optimization()
+VIEWS = Data(source="digits")  # the one source that needs no place
+SIZE = ENCODERS[str(META.model_name)]
 
 
 class PreTrainingOutput(NamedTuple):
@@ -78,24 +87,24 @@ class MSNForPreTraining(
         self,
         *,
         total_steps: int,
-        patch_size: int = 16,
-        embed_dim: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        image_size: int = 224,
+        patch_size: int = META.patch_size,
+        embed_dim: int = SIZE.embed_dim,
+        depth: int = SIZE.depth,
+        num_heads: int = SIZE.num_heads,
+        mlp_ratio: float = SIZE.mlp_ratio,
+        image_size: int = VIEWS.rand_size,
         in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        hidden_dim: int = 2048,
-        out_dim: int = 256,
-        num_prototypes: int = 1024,
-        temperature: float = 0.1,
-        sharpening: float = 0.25,
-        momentum: tuple[float, float] = (0.996, 1.0),
-        sinkhorn_iterations: int = 3,
-        memax_weight: float = 1.0,
-        patch_drop: float = 0.15,
-        seed: int = 0,
+        drop_path_rate: float = META.drop_path_rate,
+        hidden_dim: int = META.hidden_dim,
+        out_dim: int = META.output_dim,
+        num_prototypes: int = CRITERION.num_proto,
+        temperature: float = CRITERION.temperature,
+        sharpening: float = CRITERION.start_sharpen,
+        momentum: tuple[float, float] = OPTIMIZATION.ema,
+        sinkhorn_iterations: int = CRITERION.sinkhorn_iterations,
+        memax_weight: float = CRITERION.memax_weight,
+        patch_drop: float = VIEWS.patch_drop,
+        seed: int = META.seed,
     ) -> None:
         super().__init__()
         size = EncoderSize(patch_size, embed_dim, depth, num_heads, mlp_ratio)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from msn.config.load import Config
 from msn.config.sections.data import Data
 from msn.data.draws import ViewSpec
-from msn.data.sources import Source, open_images
+from msn.data.sources import Source, open_source
 from msn.data.staging import stage
 from msn.methods import Method, method_of
 from msn.methods.optim import FiniteGuard, build_optimizer
@@ -132,7 +132,7 @@ def build_parts(
         UserError: a folder or file that the config names is missing or wrong.
     """
     data = local_copy(config.data) if config.meta.copy_data else config.data
-    source = open_images(data, "train")
+    source = open_source(data, "train")
     batch = share_out(config, processes or collectives.world_size())
     steps = steps_per_epoch(batch, len(source))
     model = build_model(method or method_of(config), config, source.channels, steps)

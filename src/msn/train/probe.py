@@ -11,7 +11,7 @@ from msn.config.load import Config
 from msn.config.protocol import PROTOCOL
 from msn.data.batch import normalise
 from msn.data.classes import labelled_splits
-from msn.data.sources import Source, open_source
+from msn.data.sources import open_source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
 from msn.evaluation.knn import knn
@@ -48,8 +48,10 @@ class Probe:
         self.unreadable = Unreadable(
             skip=self.settings.skip_bad, option="logging.probe.skip_bad: true"
         )
+        channels = {"channels": parts.source.channels}
+        images = config.data.model_copy(update=self.settings.images() | channels)
         splits = labelled_splits(
-            *(self._open(split) for split in ("train", "val")),
+            *(open_source(images, split) for split in ("train", "val")),
             max_images=self.settings.max_images,
             section="logging.probe",
         )
@@ -133,19 +135,6 @@ class Probe:
             for images in self.sets
         )
         return train, val
-
-    def _open(self, split: str) -> Source:
-        data, own = self.config.data, self.settings
-        return open_source(
-            source=own.source or data.source,
-            root_path=own.root_path if own.root_path is not None else data.root_path,
-            image_folder=own.image_folder if own.image_folder is not None else data.image_folder,
-            split=split,
-            channels=self.parts.source.channels,
-            image_list=own.image_list or data.image_list,
-            image_key=data.image_key,
-            download=data.download,
-        )
 
 
 def is_due(config: Config, epoch: int) -> bool:

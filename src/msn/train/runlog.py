@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +28,21 @@ def csv_path(folder: Path, tag: str, rank: int = 0) -> Path:
     return folder / f"{tag}_r{rank}.csv"
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What the tables of a log hold.
+
+    Attributes:
+        steps: columns of the table of steps, among them those of `COLUMNS`.
+        shown: which of them a line on the terminal shows behind the loss.
+        measured: columns of the tables of what is measured, by name: first epoch and step.
+    """
+
+    steps: Sequence[str]
+    shown: Sequence[str]
+    measured: Mapping[str, Sequence[str]]
+
+
 class RunLog:
     """Writes each logged step to the CSV, TensorBoard and terminal. A context manager.
 
@@ -41,9 +57,7 @@ class RunLog:
         folder: Path | str,
         tag: str,
         *,
-        columns: Sequence[str] = COLUMNS,
-        shown: Sequence[str] = (),
-        tables: Mapping[str, Sequence[str]] | None = None,
+        columns: Columns,
         rank: int = 0,
         start_step: int,
         total_steps: int,
@@ -55,9 +69,7 @@ class RunLog:
         Args:
             folder: made if missing.
             tag: how the file names begin.
-            columns: of the table of steps, among them those of `COLUMNS`.
-            shown: columns that a line on the terminal shows behind the loss.
-            tables: columns of the tables of what is measured, by name: first epoch and step.
+            columns: of its tables.
             rank: of this process.
             start_step: the next step, counted from 0, equal to the number of finished steps.
             total_steps: of the whole run.
@@ -69,14 +81,14 @@ class RunLog:
         """
         folder = Path(folder)
         self._chief = rank == 0
-        self._columns, self._shown = tuple(columns), shown
+        self._columns, self._shown = tuple(columns.steps), columns.shown
         self._warned = False
         self._table: Table | None = None
         self._measured: dict[str, Table] = {}
         self._board: _Board | None = None
         if self._chief:
             self._table = Table(csv_path(folder, tag), self._columns, start_step)
-            for name, own in (tables or {}).items():
+            for name, own in columns.measured.items():
                 path = folder / f"{tag}-{name}.csv"
                 self._measured[name] = Table(path, tuple(own), start_step)
             if tensorboard:

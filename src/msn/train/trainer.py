@@ -17,7 +17,7 @@ from msn.runtime.files import replacing
 from msn.runtime.lock import locked, require_shared
 from msn.runtime.log import logger
 from msn.runtime.signals import stop_on_signal
-from msn.train.runlog import RunLog, StepTimer
+from msn.train.runlog import Columns, RunLog, StepTimer
 from msn.train.saving import Saver
 
 
@@ -144,9 +144,7 @@ def run_task(task: Task) -> None:
             RunLog(
                 folder,
                 tag,
-                columns=task.columns,
-                shown=task.shown,
-                tables=task.tables(),
+                columns=Columns(task.columns, task.shown, task.tables()),
                 rank=rank,
                 start_step=start,
                 total_steps=task.total_steps,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from msn.data.image import BadImage
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.runtime.errors import UserError
+from tests.support import sources as support
 from tests.support.made import add, encoded, images, npy
 
 COUNT, CHANNELS = 12, 5
@@ -60,7 +61,7 @@ MAKERS = (make_folder, make_list, make_tar, make_huggingface)
 
 
 def opened(place: dict[str, Any], channels: int | None = CHANNELS) -> Source:
-    return open_source(**{"image_folder": "", "split": "train", "channels": channels, **place})
+    return support.opened({"channels": channels, **place})
 
 
 @pytest.mark.parametrize("make", MAKERS)

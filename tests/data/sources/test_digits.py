@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.data.sources.digits import Digits
+from tests.support.sources import opened
 
 
 def names(source: Source) -> list[str]:
@@ -48,8 +49,8 @@ def test_digits_statistics_are_those_of_the_training_split() -> None:
 
 
 def test_digits_in_three_channels() -> None:
-    grey = open_source(source="digits", root_path=None, image_folder="", split="val")
-    colour = open_source(source="digits", root_path=None, image_folder="", split="val", channels=3)
+    grey = opened({"source": "digits"}, "val")
+    colour = opened({"source": "digits"}, "val", channels=3)
     assert (grey.channels, colour.channels) == (1, 3)
     assert colour.read(5).image.shape == (8, 8, 3)
     assert (colour.read(5).image.pixels() == grey.read(5).image.pixels()).all()

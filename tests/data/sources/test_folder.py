@@ -12,9 +12,10 @@ from torchvision.datasets import ImageFolder
 
 from msn.data import mapped
 from msn.data.image import BadImage
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.data.sources.folder import Folder
 from msn.runtime.errors import UserError
+from tests.support.sources import opened
 
 
 def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: int = 6) -> Path:
@@ -26,13 +27,8 @@ def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: int = 
 def folder(
     root: Path, image_folder: str = "", split: str = "train", channels: int | None = None
 ) -> Source:
-    return open_source(
-        source="folder",
-        root_path=str(root),
-        image_folder=image_folder,
-        split=split,
-        channels=channels,
-    )
+    place = {"root_path": str(root), "image_folder": image_folder}
+    return opened(place, split, channels=channels)
 
 
 def names(source: Source) -> list[str]:
@@ -181,12 +177,7 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
 
 def refused(root: Path | None, image_folder: str = "") -> str:
     with pytest.raises(UserError) as caught:
-        open_source(
-            source="folder",
-            root_path=None if root is None else str(root),
-            image_folder=image_folder,
-            split="train",
-        )
+        opened({"root_path": root and str(root), "image_folder": image_folder})
     message = str(caught.value)
     assert "\n" not in message
     return message

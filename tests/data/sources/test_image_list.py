@@ -6,16 +6,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from msn.data.image import BadImage
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.runtime.errors import UserError
 from tests.support.made import encoded, images
+from tests.support.sources import opened
 
 
 def listed(content: str | bytes, folder: Path, name: str = "list.txt", **more: Any) -> Source:
     file = folder / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    place = {"root_path": None, "image_folder": "", "split": "train", **more}
-    return open_source(source="list", image_list=str(file), **place)
+    return opened({"source": "list", "image_list": str(file)}, **more)
 
 
 def entries(source: Source) -> list[tuple[str, int | None]]:
@@ -110,11 +110,10 @@ def test_a_row_of_unknown_headings_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_list_is_refused(tmp_path: Path) -> None:
-    place: dict[str, Any] = {"root_path": None, "image_folder": "", "split": "val"}
     with pytest.raises(UserError, match=r"data\.image_list is not set"):
-        open_source(source="list", **place)
+        opened({"source": "list"}, "val")
     with pytest.raises(UserError, match=r"data\.image_list: no such file: .*/none_val\.txt"):
-        open_source(source="list", image_list=f"{tmp_path}/none_{{split}}.txt", **place)
+        opened({"source": "list", "image_list": f"{tmp_path}/none_{{split}}.txt"}, "val")
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ import pytest
 
 from msn.data import mapped
 from msn.data.image import BadImage
-from msn.data.sources import Source, open_source
+from msn.data.sources import Source
 from msn.runtime.errors import UserError
 from tests.support.made import add, encoded, images, make_tar
+from tests.support.sources import opened
 
 PNG = encoded(images(20)[0])
 
 
 def shards(root: Path, split: str = "train", image_key: str | None = None) -> Source:
-    place: dict[str, Any] = {"root_path": str(root), "image_folder": ""}
-    return open_source(source="tar", split=split, image_key=image_key, **place)
+    return opened({"source": "tar", "root_path": str(root)}, split, image_key=image_key)
 
 
 def write(path: Path, members: dict[str, bytes], **attributes: Any) -> Path:

@@ -20,17 +20,13 @@ import torch
 import torchvision.datasets as tv
 
 from msn.config.sections.data import SourceName
-from msn.data.sources import Source, open_source
 from msn.runtime.errors import UserError
 from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config
 from tests.support.made import COUNT, MAKERS, encoded, idx, images, labels, make_cifar10, md5
+from tests.support.sources import opened
 
 Pairs = Iterator[tuple[np.ndarray, int]]
-
-
-def opened(place: dict[str, Any], split: str = "train", **more: Any) -> Source:
-    return open_source(**{"image_folder": "", "split": split, **place, **more})
 
 
 @pytest.fixture(params=MAKERS)
@@ -238,11 +234,9 @@ def test_statistics_of_arrays_are_theirs(tmp_path: Path) -> None:
         assert grey.std == pytest.approx([values.std()])
 
 
-def test_unknown_source_and_channels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r'data\.source is "cifar": no such source'):
-        opened({"source": "cifar", "root_path": str(tmp_path)})
+def test_channels_that_the_source_lacks_are_refused() -> None:
     with pytest.raises(UserError, match=r"data\.channels is 4: images of digits are of 1 .* or 3"):
-        opened({"source": "digits", "root_path": None}, channels=4)
+        opened({"source": "digits"}, channels=4)
 
 
 # --- download

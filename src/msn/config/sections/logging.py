@@ -42,6 +42,11 @@ class Probe(Section):
     report: bool = False
     """At the end, print a low-shot table and draw loss curve and neighbours."""
 
+    def images(self) -> dict[str, str]:
+        """Give what replaces keys of `data`; they are not validated together."""
+        keys = {"source", "root_path", "image_folder", "image_list"}
+        return self.model_dump(include=keys, exclude_none=True)
+
 
 class RunLogging(Section):
     """What any run writes, and where."""
