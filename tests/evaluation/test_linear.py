@@ -12,13 +12,14 @@ import torch
 from msn.cli.main import main
 from msn.config.load import LinearConfig, load
 from msn.evaluation.accuracy import Result
+from msn.evaluation.linear import LinearLearner
 from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
 from msn.train.learning import linear_evaluation
 from tests.runtime.test_lock import held_by_another
 from tests.support.labelled import CPU, listed, values, write
 from tests.support.processes import run_on
-from tests.support.runs import assert_same, killed_at
+from tests.support.runs import Broken, assert_same, break_at
 
 # Names and values of the official configs/eval/lineval_msn_vits16.yaml.
 OFFICIAL = {
@@ -127,25 +128,23 @@ def test_the_last_block_alone_is_the_last_of_two(grid: tuple[Path, Result]) -> N
     assert several["heads.1.linear.weight"].shape == (10, 96)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_any_step_a_run_ends_as_if_unbroken(
-    grid: tuple[Path, Result], weights: Path, tmp_path: Path, workers: int
+def test_resumed_it_ends_as_if_unbroken(
+    grid: tuple[Path, Result], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sections = values(
+    """What the learner saves is all that it is; that a killed run resumes is a test of the loop."""
+    chosen = config(
         weights,
         tmp_path / "run",
-        data__num_workers=workers,
         logging__checkpoint_freq_itr=7,
         optimization__lr=[0.5, 2.0],
         optimization__num_blocks=[1, 2],
     )
-    file = write(tmp_path / "linear.yaml", sections)
-    for steps in (9, 24):
-        killed_at(["evaluate", "linear", "--fname", str(file)], steps)
-        done = latest(tmp_path / "run")["step"]
-        assert 0 < done < 40
-        assert done % 7 == 0 or done % 20 == 0
-    linear_evaluation(LinearConfig.model_validate(sections), CPU)
+    with monkeypatch.context() as patched:
+        break_at(patched, LinearLearner, 24)
+        with pytest.raises(Broken):
+            linear_evaluation(chosen, CPU)
+    assert latest(tmp_path / "run")["step"] == 21
+    linear_evaluation(chosen, CPU)
     for name in ("latest", "best"):
         assert_same(latest(tmp_path / "run", name), latest(grid[0], name))
     for name in ("run-accuracy.csv", "run-result.json"):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +49,20 @@ def assert_same(a: Any, b: Any, where: str = "state") -> None:
             assert_same(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
+
+
+class Broken(Exception):
+    """What ends a run in the middle."""
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, learner: type, step: int) -> None:
+    """Let a learner fail at a step, before it changes anything."""
+    train_step = learner.train_step  # type: ignore[attr-defined]
+
+    def broken(self: Any, images: torch.Tensor, labels: torch.Tensor, now: int) -> torch.Tensor:
+        if now == step:
+            raise Broken
+        losses: torch.Tensor = train_step(self, images, labels, now)
+        return losses
+
+    monkeypatch.setattr(learner, "train_step", broken)
