@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from keyword import iskeyword
 from pathlib import Path
 
 import pytest
@@ -52,13 +53,15 @@ def test_groups_and_help_list_their_commands(capsys: pytest.CaptureFixture[str])
 
 
 def test_each_command_tells_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in cli.COMMANDS:
+    for name, command in cli.COMMANDS.items():
+        assert command.module.isidentifier()
+        assert not iskeyword(command.module)
         for words in (f"{name} --help", f"help {name}"):
             with pytest.raises(SystemExit) as exit_:
                 cli.main(words.split())
             assert exit_.value.code == 0
             assert f"usage: msn {name}" in capsys.readouterr().out
-        importlib.import_module(f"msn.cli.{name.replace(' ', '_')}").run  # noqa: B018
+        importlib.import_module(f"msn.cli.{command.module}").run  # noqa: B018
 
 
 def test_every_option_is_told_in_a_phrase_with_its_default() -> None:

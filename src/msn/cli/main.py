@@ -17,42 +17,62 @@ from msn.runtime.errors import Interrupted, UserError
 
 
 class Command(NamedTuple):
-    """What a command is for, and its options. The work is in the module of its name in `msn.cli`,
-    with underscores: only the one that runs is imported, with the libraries that it needs."""
+    """What a command is for, and its options. Its work is `run` of a module in `msn.cli`: only the
+    one that runs is imported, with the libraries that it needs."""
 
+    module: str
     purpose: str
     add_options: Callable[[argparse.ArgumentParser], None]
 
 
 COMMANDS = {
     "pretrain": Command(
-        "pre-train a Vision Transformer with Masked Siamese Networks", runs.add_pretrain
+        "pretrain", "pre-train a Vision Transformer with Masked Siamese Networks", runs.add_pretrain
     ),
-    "views": Command("draw the views that a config makes of an image", files.add_views),
-    "export": Command("write weights for other software, or release a whole run", files.add_export),
+    "views": Command("views", "draw the views that a config makes of an image", files.add_views),
+    "export": Command(
+        "export", "write weights for other software, or release a whole run", files.add_export
+    ),
     "import": Command(
-        "read weights from elsewhere, or download the released ones", files.add_import
+        "import_weights",
+        "read weights from elsewhere, or download the released ones",
+        files.add_import,
     ),
     "submit": Command(
-        "run a config as a SLURM job, queued again until it is done", runs.add_submit
+        "submit", "run a config as a SLURM job, queued again until it is done", runs.add_submit
     ),
-    "features": Command("write the features of a frozen encoder to a file", encoders.add_features),
+    "features": Command(
+        "features", "write the features of a frozen encoder to a file", encoders.add_features
+    ),
     "evaluate all": Command(
-        "compare raw pixels, untrained and trained encoder in one table", encoders.add_all
+        "evaluate_all",
+        "compare raw pixels, untrained and trained encoder in one table",
+        encoders.add_all,
     ),
-    "evaluate knn": Command("let nearest neighbors vote on frozen features", encoders.add_knn),
+    "evaluate knn": Command(
+        "evaluate_knn", "let nearest neighbors vote on frozen features", encoders.add_knn
+    ),
     "evaluate logistic": Command(
+        "evaluate_logistic",
         "fit a logistic regression on frozen features with few labels or all",
         encoders.add_logistic,
     ),
     "evaluate linear": Command(
-        "train linear classifiers on frozen features, with all labels", runs.add_experiment
+        "evaluate_linear",
+        "train linear classifiers on frozen features, with all labels",
+        runs.add_experiment,
     ),
     "evaluate finetune": Command(
-        "train encoder and classifier together, with labels", runs.add_experiment
+        "evaluate_finetune",
+        "train encoder and classifier together, with labels",
+        runs.add_experiment,
     ),
-    "subsets draw": Command("write lists of a few labeled images of each class", files.add_draw),
-    "subsets fetch": Command("get the official lists of labeled ImageNet images", files.add_fetch),
+    "subsets draw": Command(
+        "subsets_draw", "write lists of a few labeled images of each class", files.add_draw
+    ),
+    "subsets fetch": Command(
+        "subsets_fetch", "get the official lists of labeled ImageNet images", files.add_fetch
+    ),
 }
 """By name, of one or two words."""
 
@@ -101,14 +121,14 @@ def _run(words: list[str]) -> None:
         print(_overview(words))
         return
     name = " ".join(words[:length])
-    purpose = COMMANDS[name].purpose
+    command = COMMANDS[name]
+    purpose = command.purpose
     parser = Parser(prog=f"msn {name}", description=f"{purpose[0].upper()}{purpose[1:]}.")
-    COMMANDS[name].add_options(parser)
+    command.add_options(parser)
     # Overrides first: an option that takes several values would take those behind it too.
     rest = sorted(words[length:], key=lambda word: not OVERRIDE.match(word))
     options = parser.parse_intermixed_args(rest)
-    module = name.replace(" ", "_").replace("-", "_")
-    importlib.import_module(f"msn.cli.{module}").run(options)
+    importlib.import_module(f"msn.cli.{command.module}").run(options)
 
 
 def _overview(words: list[str]) -> str:

@@ -141,17 +141,8 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
         if not integrity.has_its_sums(path):
             raise _damaged(path)
         state = _load_plain(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; check the path") from None
-    except IsADirectoryError:
-        raise UserError(
-            f"{path}: is a folder; name a checkpoint in it, or make one of a folder of transformers"
-            " or timm: python -m msn import FOLDER FILE --as official"
-        ) from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # torch looks for the end before the beginning
-            raise _damaged(path) from None
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+        raise _unreadable(path, error) from None
     except pickle.UnpicklingError as error:
         if ("Unsupported" in str(error) or "GLOBAL" in str(error)) and _is_pickle(path):
             raise UserError(
@@ -168,6 +159,19 @@ def load(path: Path, key: str | None = "target_encoder") -> State:
         raise _damaged(path)
     state.pop(integrity.KEY, None)
     return state
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path}: no such checkpoint; check the path")
+    if isinstance(error, IsADirectoryError):
+        return UserError(
+            f"{path}: is a folder; name a checkpoint in it, or make one of a folder of transformers"
+            " or timm: python -m msn import FOLDER FILE --as official"
+        )
+    if error.errno == errno.EINVAL:  # torch looks for the end before the beginning
+        return _damaged(path)
+    return UserError(f"{path}: cannot be read ({error.strerror}); check the file")
 
 
 def _is_pickle(path: Path) -> bool:
