@@ -127,6 +127,7 @@ def test_views_in_every_form_that_people_have(encoder: FrozenEncoder) -> None:
             list(views),
             normalized,
             normalized.double(),
+            normalized.clone().requires_grad_(),
         ]
         for form in forms:
             found = encoder.features(form, taps, batch_size=3)
@@ -151,6 +152,8 @@ def test_what_are_no_images_is_said(encoder: FrozenEncoder) -> None:
         (torch.zeros(2, 3, 16, 16, dtype=torch.int64), "torch.int64: must be uint8"),
         (torch.zeros(16, 16, dtype=torch.uint8), r"shape \(16, 16\)"),
         (torch.zeros(2, 3, 3, 20, dtype=torch.uint8), "3 x 20 px: smaller than the encoder's patc"),
+        (torch.randn(2, 3, 16, 16).to_sparse(), "sparse, nested or without values: give a dense"),
+        (torch.empty(2, 3, 16, 16, device="meta"), "without values: give a dense one"),
         (np.zeros((2, 16, 16, 3), np.float32), r"type float32: must be uint8 \(height, width, 3\)"),
         (np.zeros((16, 16, 3), bool), "type bool: must be uint8"),
         (np.zeros((16, 16, 1), np.uint8), r"shape \(16, 16, 1\) .* must be uint8"),
@@ -165,8 +168,9 @@ def test_what_are_no_images_is_said(encoder: FrozenEncoder) -> None:
         with pytest.raises(UserError, match=message) as error:
             encoder.features(given)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="batch_size 0: must be at least 1"):
-        encoder.features(IMAGES, batch_size=0)
+    for size in (0, 1.5, "4"):
+        with pytest.raises(UserError, match=f"batch_size {size!r}: must be a whole number from 1"):
+            encoder.features(IMAGES, batch_size=size)  # type: ignore[arg-type]
     plain = FrozenEncoder(encoder.vit, image_size=16, mean=[0] * 3, std=[1] * 3, digest="")
     assert plain.features(rand).shape == (2, 64)  # normalized with these is what 0 to 1 is
     with pytest.raises(UserError, match="3 x 3 px: smaller than the encoder's patches"):

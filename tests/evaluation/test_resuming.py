@@ -1,5 +1,6 @@
 """What linear evaluation and fine-tuning take up from a checkpoint of theirs."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda state: state.pop("classifiers"), "holds the classifiers None"),
     (lambda state: state.update(accuracy=[]), "'accuracy' holds other scores than the 1 for each"),
     (lambda state: state.update(accuracy=[["x"]]), "'accuracy' holds other scores"),
+    (lambda state: state.update(accuracy=[[(math.nan, 5)]]), "scores that are not from 0 to 100 %"),
     (lambda state: state.pop("opt"), "'opt' is not the state of an optimizer"),
     (lambda state: state["opt"]["state"].clear(), "parameter 0 has not the moments steps"),
     (

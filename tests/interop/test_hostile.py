@@ -177,6 +177,9 @@ HF_CASES: list[tuple[dict[str, Any], str]] = [
     ({"hidden_act": {"a": 1}}, "hidden_act .* is not MSN's 'gelu'"),
 ]
 TIMM_CASES: list[tuple[dict[str, Any], str]] = [
+    ({"architecture": 5}, "architecture is 5, must be text"),
+    ({"pretrained_cfg": {"mean": "x"}}, "mean is x, must be 3 finite numbers"),
+    ({"pretrained_cfg": {"std": [1, 1, 1]}}, "mean is None, must be 3 finite numbers"),
     ({"model_args": "x"}, "model_args is x, must be a mapping"),
     ({"model_args": {"num_heads": "x"}}, "x attention heads"),
     ({"model_args": {"num_heads": 4, "depth": 2}}, "depth is 2, but"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from msn.data.levels import UnknownScale, with_levels
 from msn.data.normalisation import Normalisation
 from msn.runtime.errors import UserError
+from msn.runtime.integrity import is_dense
 
 NORMALIZE = "give uint8, or normalize them first: (x - mean) / std"
 
@@ -78,6 +79,8 @@ def finished_views(views: Tensor, channels: int, normalisation: Normalisation) -
     Raises:
         UserError: they are neither.
     """
+    if not is_dense(views):
+        raise UserError("a tensor that is sparse, nested or without values: give a dense one")
     if views.shape == (0,):
         return torch.empty(0, 1, 1, channels, dtype=torch.uint8)
     found = views[None] if views.ndim == 3 else views
@@ -85,7 +88,7 @@ def finished_views(views: Tensor, channels: int, normalisation: Normalisation) -
     if views.dtype == torch.uint8 and (last or second):
         return found if last else found.movedim(1, 3)
     if views.is_floating_point() and second:
-        require_normalized(found, normalisation)
+        require_normalized(found.detach(), normalisation)
         return found.float()
     raise UserError(
         f"a tensor of shape {tuple(views.shape)} and type {views.dtype}: must be uint8"

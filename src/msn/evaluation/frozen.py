@@ -114,8 +114,8 @@ class FrozenEncoder:
             UserError: the images are none of that, or float pixels that are not normalized.
         """
         self.check(taps)
-        if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: must be at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size {batch_size!r}: must be a whole number from 1")
         found = images_or_views(images, self.channels, Normalisation(self.mean, self.std))
         parts = []
         for start in range(0, len(found), batch_size):

@@ -102,6 +102,8 @@ def steps_done(job: Job, learner: Learner, found: Found) -> tuple[int, list[list
         epochs = [[Score(*map(float, s)) for s in scores] for scores in found.state["accuracy"]]
     except (KeyError, TypeError, ValueError):
         epochs = []
+    if not all(0 <= number <= 100 for scores in epochs for score in scores for number in score):
+        raise refusal(found, "accuracy", "holds scores that are not from 0 to 100 %")
     counts = [len(scores) for scores in epochs]
     if counts != [len(learner.names)] * (step // per_epoch):
         expected = f"{len(learner.names)} for each of {step // per_epoch} epochs"

@@ -77,12 +77,14 @@ def read(folder: Path, *, num_heads: int | None = None) -> Weights:
     config = read_json(path)
     arguments = section(config, "model_args", path)
     cfg = section(config, "pretrained_cfg", path) or config
+    if not isinstance(config["architecture"], str):
+        raise UserError(f"{path}: architecture is {config['architecture']}, must be text")
     mean, std = cfg.get("mean"), cfg.get("std")
     weights = from_tensors(
         read_tensors(folder),
         path=folder,
         num_heads=arguments.get("num_heads", num_heads),
-        normalisation=None if mean is None or std is None else Normalisation(mean, std),
+        normalisation=None if mean is None and std is None else Normalisation(mean, std),
     )
     require_facts(weights, arguments, FACTS, path)
     require_facts(weights, config, {"num_classes": "classes"}, path)

@@ -29,7 +29,7 @@ def dense(value: Any, where: str) -> dict[str, Tensor]:
     """
     tensors = checkpoint.state_dict(value, where)
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        if not integrity.is_dense(tensor):
             kind = "without values" if tensor.is_meta else "sparse or nested"
             raise UserError(f"{where}: {shown(name)} is {kind}; save it as a dense tensor")
     claimed, stored = integrity.sizes(tensors.values())

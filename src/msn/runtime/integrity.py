@@ -72,11 +72,16 @@ def sizes(tensors: Iterable[Tensor]) -> tuple[int, int]:
     """
     claimed, stored = 0, {}
     for tensor in tensors:
-        if tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta:
+        if is_dense(tensor):
             storage = tensor.untyped_storage()
             stored[storage.data_ptr()] = storage.nbytes()
             claimed += tensor.numel() * tensor.element_size()
     return claimed, sum(stored.values())
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor holds all its numbers: it is not sparse, nested or without values."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
 def unfit(value: Any, shape: Sequence[int], dtype: torch.dtype, *, finite: bool) -> str | None:
