@@ -175,8 +175,8 @@ def require_model(size: EncoderSize, name: str, path: Path) -> None:
     patch = f"patch {size.patch_size}" if size.patch_size else "a convolutional stem"
     shapes = f"width {size.embed_dim}, depth {size.depth}, {size.num_heads} heads, {patch}"
     actual = " or ".join(official_names(size))
-    remedy = f"give --model-name {actual}" if actual else "leave --model-name out"
+    remedy = f"give the name {actual}" if actual else "leave the name out"
     raise UserError(
         f"{path}: the weights are of {actual or 'another model'} ({shapes}), not of {given};"
-        f" {remedy}, or other weights"
+        f" {remedy} (--model-name, meta.model_name), or other weights"
     )

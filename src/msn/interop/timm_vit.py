@@ -79,12 +79,12 @@ def read(folder: Path, *, num_heads: int | None = None) -> Weights:
     cfg = section(config, "pretrained_cfg", path) or config
     if not isinstance(config["architecture"], str):
         raise UserError(f"{path}: architecture is {config['architecture']}, must be text")
-    mean, std = cfg.get("mean"), cfg.get("std")
+    statistics: list[Any] = [cfg.get("mean"), cfg.get("std")]
     weights = from_tensors(
         read_tensors(folder),
         path=folder,
         num_heads=arguments.get("num_heads", num_heads),
-        normalisation=None if mean is None and std is None else Normalisation(mean, std),
+        normalisation=None if statistics == [None, None] else Normalisation(*statistics),
     )
     require_facts(weights, arguments, FACTS, path)
     require_facts(weights, config, {"num_classes": "classes"}, path)
