@@ -51,7 +51,8 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-2, -1) / math.sqrt(width // self.heads)
         mixed = scores.softmax(dim=-1) @ v
-        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        return out
 
 
 class MLP(nn.Module):
@@ -61,7 +62,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -74,7 +76,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        tokens: Tensor = x + self.mlp(self.norm2(x))
+        return tokens
 
 
 class PatchEmbed(nn.Module):
@@ -83,7 +86,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images)
+        patches: Tensor = self.proj(images)
+        return patches
 
 
 class Head(nn.Module):
@@ -97,7 +101,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.bn1(self.fc1(x)))
-        return self.fc3(F.gelu(self.bn2(self.fc2(x))))
+        out: Tensor = self.fc3(F.gelu(self.bn2(self.fc2(x))))
+        return out
 
 
 class Network(nn.Module):
@@ -124,7 +129,8 @@ class Network(nn.Module):
         x = torch.cat([cls, tokens], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.fc(self.norm(x)[:, 0])
+        out: Tensor = self.fc(self.norm(x)[:, 0])
+        return out
 
     def patch_positions(self, rows: int, columns: int) -> Tensor:
         positions = self.pos_embed[:, 1:]

@@ -74,7 +74,7 @@ def torchvision_pipeline() -> Pipeline:
 
     def view(size: int, scale: tuple[float, float]) -> Callable[[PIL.Image.Image], torch.Tensor]:
         colours = T.ColorJitter(*[0.8 * strength] * 3, 0.2 * strength)
-        return T.Compose(
+        operations: Callable[[PIL.Image.Image], torch.Tensor] = T.Compose(
             [
                 T.RandomResizedCrop(size, scale=scale),
                 T.RandomHorizontalFlip(DATA.flip),
@@ -84,6 +84,7 @@ def torchvision_pipeline() -> Pipeline:
                 T.PILToTensor(),
             ]
         )
+        return operations
 
     large = view(DATA.rand_size, DATA.rand_crop_scale)
     focal = view(DATA.focal_size, DATA.focal_crop_scale)

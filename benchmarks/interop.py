@@ -42,12 +42,14 @@ def by_transformers(weights: Weights, images: Tensor, folder: Path) -> Tensor:
     huggingface.write(folder, weights)
     model = transformers.ViTMSNModel.from_pretrained(folder).eval()
     resized = images.shape[-1] != weights.architecture.image_size
-    return model(images, interpolate_pos_encoding=resized).last_hidden_state[:, 0]
+    out: Tensor = model(images, interpolate_pos_encoding=resized).last_hidden_state[:, 0]
+    return out
 
 
 def by_timm(weights: Weights, images: Tensor, folder: Path) -> Tensor:
     timm_vit.write(folder, weights)
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    out: Tensor = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    return out
 
 
 def by_onnxruntime(weights: Weights, images: Tensor, path: Path) -> Tensor:

@@ -73,7 +73,7 @@ class LightlyMSN:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.anchor.parameters(), self.settings.clip_grad)
         self.optimizer.step()
-        return loss.item()
+        return float(loss)
 
     def _features(
         self, network: nn.ModuleList, images: Tensor, keep: Tensor | None = None
@@ -85,4 +85,5 @@ class LightlyMSN:
             class_token = torch.zeros(1, dtype=keep.dtype, device=keep.device)
             keep = torch.cat([class_token, keep + 1]).expand(len(images), -1)
         tokens = backbone.encode(normalise(images, self.mean, self.std), idx_keep=keep)
-        return head(tokens[:, 0])
+        out: Tensor = head(tokens[:, 0])
+        return out

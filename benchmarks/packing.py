@@ -41,7 +41,8 @@ def packed(blocks: nn.ModuleList, kinds: Sequence[Tensor]) -> list[Tensor]:
     def attended(block: Block, qkv: Tensor, shape: torch.Size) -> Tensor:
         attention, qkv = block.attn, qkv.unflatten(0, shape)
         if attention.fused_attn:
-            return attention.proj(fused_attention(qkv, HEADS)).flatten(0, 1)
+            out: Tensor = attention.proj(fused_attention(qkv, HEADS)).flatten(0, 1)
+            return out
         return attention_linear(qkv, HEADS, attention.proj).flatten(0, 1)
 
     x = torch.cat([kind.flatten(0, 1) for kind in kinds])

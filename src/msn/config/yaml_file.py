@@ -130,7 +130,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number, and without aliases (a bomb) and tags (types)."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
             problem = "aliases (*) and tags (!) are not supported; write the value out"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)

@@ -67,7 +67,7 @@ class Augment:
 
     @cached_property
     def _transform(self) -> Compose:
-        transform = create_transform(
+        steps = create_transform(
             self.size,
             is_training=True,
             use_prefetcher=True,  # that is: the result is uint8
@@ -77,10 +77,11 @@ class Augment:
             auto_augment=self.auto_augment or None,
             interpolation=self.interpolation,
         )
-        for step in transform.transforms:
+        for step in steps.transforms:
             for operation in getattr(step, "ops", ()):
                 if operation.name.startswith("Posterize"):
                     operation.aug_fn = _posterize
+        transform: Compose = steps
         return transform
 
 
@@ -97,12 +98,13 @@ class Centre:
 
     @cached_property
     def _transform(self) -> Compose:
-        return create_transform(
+        transform: Compose = create_transform(
             self.size,
             use_prefetcher=True,
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
         )
+        return transform
 
 
 def through_pil(transform: Compose, pixels: np.ndarray) -> np.ndarray:

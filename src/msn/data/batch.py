@@ -118,7 +118,8 @@ def _augmented(images: Tensor, draws: Tensor, mean: Tensor, std: Tensor) -> Tens
         return images.movedim(-1, -3).to(mean.dtype)
     floats = augment(images.flatten(0, 1), draws.flatten(0, 1).numpy(), mean.dtype)
     floats = _standardised(floats, mean[:, None, None], std[:, None, None])
-    return floats.unflatten(0, images.shape[:2])
+    views: Tensor = floats.unflatten(0, images.shape[:2])
+    return views
 
 
 def _standardised(floats: Tensor, mean: Tensor, std: Tensor) -> Tensor:

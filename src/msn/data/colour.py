@@ -50,7 +50,8 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(function, **_OPTIONS)
 
 
-_inlined: Any = numba.njit(inline="always", **_OPTIONS)
+def _inlined(function: Callable[..., Any]) -> Any:
+    return numba.njit(function, inline="always", **_OPTIONS)
 
 
 @_inlined

@@ -121,10 +121,15 @@ class EncodedImage:
         if self._header.ordinary_jpeg:
             flags = _COLOUR[reduction] if self._channels == 3 else _GREY[reduction]
             encoded = np.frombuffer(self._data, dtype=np.uint8)
-            pixels = cv2.imdecode(encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-            if pixels is not None:
+            decoded: np.ndarray | None = cv2.imdecode(
+                encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION
+            )
+            if decoded is not None:
                 colour = self._channels == 3
-                return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if colour else pixels[..., None]
+                pixels: np.ndarray = (
+                    cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if colour else decoded[..., None]
+                )
+                return pixels
         with self._opened(io.BytesIO(self._data)) as image:
             image = with_levels(image).convert("RGB" if self._channels == 3 else "L")
             pixels = np.array(image if reduction == 1 else image.reduce(reduction))

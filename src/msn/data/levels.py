@@ -44,7 +44,8 @@ def levels(array: np.ndarray, bits: int | None = None) -> np.ndarray:
     if not (low >= 0 and high <= 255):  # NaN is neither
         there = f"from {array.min():.3g} to {array.max():.3g}" if low <= high else "with NaN"
         raise UnknownScale(f"{array.dtype} {there}; {REMEDY}")
-    return scaled.astype(np.uint8)
+    levels: np.ndarray = scaled.astype(np.uint8)
+    return levels
 
 
 def with_levels(image: PIL.Image.Image) -> PIL.Image.Image:

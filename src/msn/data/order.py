@@ -98,7 +98,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """A 64-bit mix in which every input bit moves every output bit (Murmur3's finaliser)."""
     x = (x ^ x >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)  # modulo 2**64
     x = (x ^ x >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
-    return x ^ x >> np.uint64(33)
+    mixed: np.ndarray = x ^ x >> np.uint64(33)
+    return mixed
 
 
 @lru_cache(maxsize=4)

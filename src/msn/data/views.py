@@ -179,7 +179,8 @@ def half_kernels() -> np.ndarray:
     box /= box.sum(axis=1, keepdims=True)
     kernels = np.fft.irfft(np.fft.rfft(box, 16) ** 3, 16)[:, :13]  # three passes: a cube
     kernels[kernels < _NEGLIGIBLE] = 0
-    return kernels[:, 6:] / kernels.sum(axis=1, keepdims=True)
+    halves: np.ndarray = kernels[:, 6:] / kernels.sum(axis=1, keepdims=True)
+    return halves
 
 
 @lru_cache(maxsize=1)

@@ -94,7 +94,8 @@ class FinetuneLearner:
     def logits(self, images: Tensor) -> Tensor:
         model = (self.average.module if self.average else self.model).eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return model(images)[None]
+            logits: Tensor = model(images)[None]
+            return logits
 
     def state(self) -> State:
         average = {"average": self.average.module.state_dict()} if self.average else {}

@@ -79,15 +79,16 @@ class LinearLearner:
             group["lr"] = cosine(step, total=self.total_steps, start=group["peak"], final=0.0)
         logits = self.replica(self.features(images))
         count = len(self.settings)
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
-        losses = losses.unflatten(0, (count, -1)).mean(dim=1)
+        rows = F.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
+        losses: Tensor = rows.unflatten(0, (count, -1)).mean(dim=1)
         self.optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()  # the classifiers share no weight: each gets its own gradient
         self.optimizer.step()
         return losses.detach()
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.heads(self.features(images))
+        logits: Tensor = self.heads(self.features(images))
+        return logits
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

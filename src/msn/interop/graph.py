@@ -65,14 +65,16 @@ class Graph(nn.Module):
         if self.tap == "cls_prenorm":
             return self.encoder.cls(images, norm=False)
         if self.tap == "projection":
-            return self.encoder(images)
+            features: Tensor = self.encoder(images)
+            return features
         if self.tap in ("patches", "patch_mean"):
             patches = self.encoder.patch_tokens(images)
             return patches if self.tap == "patches" else patches.mean(dim=1)
         token = self.encoder.cls(images)
         if self.tap == "cls":
             return token
-        return self.classifier(F.normalize(token, dim=-1) if self.unit_length else token)
+        logits: Tensor = self.classifier(F.normalize(token, dim=-1) if self.unit_length else token)
+        return logits
 
 
 def write_onnx(path: Path, graph: Graph, images: Tensor, *, opset: int = 18) -> None:

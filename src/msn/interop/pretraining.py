@@ -127,7 +127,7 @@ class MSNForPreTraining(
         # In the state dict as a tensor; read as a number, which asks no device to wait.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._step = 0
-        self.register_load_state_dict_post_hook(_read_step)
+        self.register_load_state_dict_post_hook(_read_step)  # type: ignore[no-untyped-call]
 
     def forward(
         self, target: Tensor, random: Tensor, focal: Tensor | None = None

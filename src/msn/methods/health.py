@@ -25,7 +25,8 @@ def rankme(features: Tensor, *, eps: float = 1e-7) -> Tensor:
     """
     singular = torch.linalg.svdvals(features.detach().float())
     p = singular / (singular.sum() + eps) + eps
-    return (-(p * p.log()).sum()).exp()
+    rank: Tensor = (-(p * p.log()).sum()).exp()
+    return rank
 
 
 def feature_std(features: Tensor) -> Tensor:
@@ -39,7 +40,8 @@ def feature_std(features: Tensor) -> Tensor:
 
 def assignment_entropy(mean_probs: Tensor) -> Tensor:
     """Entropy of the mean assignment `mean_probs` (K,), in nats: 0 to log K. Scalar."""
-    return torch.special.entr(mean_probs.detach().float()).sum()
+    entropy: Tensor = torch.special.entr(mean_probs.detach().float()).sum()
+    return entropy
 
 
 def prototypes_in_use(probs: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 Gradients = tuple[Tensor | None, ...]
 
 
-class Block(TimmBlock):
+class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
     """timm's block: tokens (B, N, D) -> (B, N, D)."""
 
     def forward(self, x: Tensor, *, class_token_only: bool = False) -> Tensor:
@@ -25,7 +25,8 @@ class Block(TimmBlock):
         if class_token_only:
             return self._class_token(x)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return super().forward(x)
+            plain: Tensor = super().forward(x)
+            return plain
         attention, mlp = self.attn, self.mlp
         qkv = norm_linear(x, self.norm1, attention.qkv)
         if attention.fused_attn:
@@ -34,7 +35,8 @@ class Block(TimmBlock):
             mixed = attention_linear(qkv, attention.num_heads, attention.proj)
         x = x + self.drop_path1(self.ls1(mixed))
         hidden = norm_linear(x, self.norm2, mlp.fc1)
-        return x + self.drop_path2(self.ls2(gelu_linear(hidden, mlp.fc2)))
+        tokens: Tensor = x + self.drop_path2(self.ls2(gelu_linear(hidden, mlp.fc2)))
+        return tokens
 
     def _class_token(self, x: Tensor) -> Tensor:
         """The class token alone asks, so that neither keys nor values are formed.
@@ -53,7 +55,8 @@ class Block(TimmBlock):
         mixed = (query @ normed.mT).softmax(dim=-1) @ normed
         mixed = torch.einsum("bhk,hdk->bhd", mixed, value_weight.unflatten(0, (heads, -1)))
         token = x[:, 0] + self.drop_path1(self.ls1(attention.proj(mixed.flatten(1) + value_bias)))
-        return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+        out: Tensor = token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+        return out
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
@@ -61,7 +64,9 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     if torch.compiler.is_compiling():
         return _plain_linear(norm(x), linear)
     dtype = _product_dtype(linear.weight)
-    return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias, dtype)
+    affine, weights = (norm.weight, norm.bias, norm.eps), (linear.weight, linear.bias)
+    out: Tensor = _NormLinear.apply(x, *affine, *weights, dtype)
+    return out
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -69,7 +74,8 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     if torch.compiler.is_compiling():
         return _plain_linear(F.gelu(x), linear)
     dtype = _product_dtype(linear.weight)
-    return _GeluLinear.apply(x, linear.weight, linear.bias, dtype)
+    out: Tensor = _GeluLinear.apply(x, linear.weight, linear.bias, dtype)
+    return out
 
 
 def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
@@ -84,7 +90,8 @@ def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
         weights = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1)
         return _plain_linear((weights @ value).transpose(1, 2).flatten(2), linear)
     dtype = _product_dtype(linear.weight)
-    return _AttentionLinear.apply(qkv, heads, linear.weight, linear.bias, dtype)
+    out: Tensor = _AttentionLinear.apply(qkv, heads, linear.weight, linear.bias, dtype)
+    return out
 
 
 def fused_attention(qkv: Tensor, heads: int) -> Tensor:
@@ -193,7 +200,7 @@ def _linear_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _by_head(qkv: Tensor, heads: int) -> Tensor:
     """(B, N, 3 * D) to query, scaled, key and value of each head: (3, B * heads, N, D / heads)."""
-    parts = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+    parts: Tensor = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
     parts = parts.contiguous()
     parts[0] *= parts.shape[-1] ** -0.5
     return parts
@@ -201,8 +208,11 @@ def _by_head(qkv: Tensor, heads: int) -> Tensor:
 
 def _by_token(mixed: Tensor, heads: int) -> Tensor:
     """(B * heads, N, D / heads) -> (B, N, D)."""
-    return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    tokens: Tensor = mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    return tokens
 
 
 def _attention_weights(query: Tensor, key: Tensor) -> Tensor:
-    return torch.ops.aten._softmax(query @ key.mT, -1, False)  # in bf16 under autocast, too
+    # In bf16 under autocast, too.
+    weights: Tensor = torch.ops.aten._softmax(query @ key.mT, -1, False)
+    return weights

@@ -59,7 +59,8 @@ class Classifier(nn.Module):
         else:
             (tokens,) = self.encoder.block_outputs(images)
             token = tokens[:, 1:].mean(dim=1)
-        return self.head(self.norm(token))
+        logits: Tensor = self.head(self.norm(token))
+        return logits
 
     def train(self, mode: bool = True) -> "Classifier":
         """As of any module, but what is frozen stays as in evaluation."""

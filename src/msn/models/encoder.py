@@ -102,7 +102,8 @@ class ConvEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D), tokens row by row."""
-        return self.stem(images).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.stem(images).flatten(2).transpose(1, 2)
+        return tokens
 
 
 class VisionTransformer(nn.Module):
@@ -167,7 +168,8 @@ class VisionTransformer(nn.Module):
             images: one batch of equal size.
             keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
         """
-        return self.fc(self.norm(self._last_cls(images, keep)))
+        features: Tensor = self.fc(self.norm(self._last_cls(images, keep)))
+        return features
 
     def block_outputs(
         self, images: Tensor, keep: Tensor | None = None, *, last: int = 1
@@ -222,7 +224,8 @@ class VisionTransformer(nn.Module):
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Normalised patch tokens after the last block: (B, N, D)."""
         (tokens,) = self.block_outputs(images)
-        return self.norm(tokens[:, 1:])
+        patches: Tensor = self.norm(tokens[:, 1:])
+        return patches
 
     def attention_maps(self, images: Tensor) -> Tensor:
         """Attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
@@ -232,7 +235,8 @@ class VisionTransformer(nn.Module):
         attention = self.blocks[-1].attn
         qkv = attention.qkv(self.blocks[-1].norm1(tokens))
         query, key, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
+        weights: Tensor = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
+        return weights
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens that enter the first block: (B, 1 + kept, D), class token first."""
@@ -294,7 +298,8 @@ class VisionTransformer(nn.Module):
         recompute = self._recompute and torch.is_grad_enabled()
         for block in self.blocks[:-1]:
             tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
-        return self.blocks[-1](tokens, class_token_only=True)
+        token: Tensor = self.blocks[-1](tokens, class_token_only=True)
+        return token
 
 
 def build_encoder(

@@ -41,7 +41,8 @@ class LinearHead(nn.Module):
         features = self.norm(features)
         if self.normalize:
             features = F.normalize(features, dim=-1)
-        return self.linear(features)
+        logits: Tensor = self.linear(features)
+        return logits
 
 
 class LinearHeads(nn.Module):

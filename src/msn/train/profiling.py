@@ -71,7 +71,8 @@ def recorded(config: Config, parts: Parts, steps: int) -> profile:
         one(step)
     cuda = parts.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiler, record_function(STEPS):
+    profiler = profile(activities=activities)
+    with profiler, record_function(STEPS):
         for step in range(WARM_UP, WARM_UP + steps):
             one(step)
         if cuda:
@@ -87,7 +88,7 @@ def breakdown(events: list[FunctionEvent], phases: Sequence[str], steps: int, im
     """
     (whole,) = (event for event in events if event.name == STEPS)
     total = whole.time_range.elapsed_us()
-    host = {
+    host: dict[str, float] = {
         part: sum(event.time_range.elapsed_us() for event in events if event.name == part)
         for part in phases
     }

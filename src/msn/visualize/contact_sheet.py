@@ -55,7 +55,8 @@ def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
     light = light.reshape(side, side).repeat(patch, 0).repeat(patch, 1)[: len(view), : len(view)]
     seen = np.full(view.shape, DROPPED)  # pixels that fill no whole patch are not seen
     seen[: len(light), : len(light)] = light[..., None]
-    return (view * seen).astype(np.uint8)
+    pixels: np.ndarray = (view * seen).astype(np.uint8)
+    return pixels
 
 
 def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
@@ -74,7 +75,8 @@ def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
 
 def _zoom(views: SampleViews) -> int:
     """How many times the views are magnified, so that their names have room above them."""
-    return -(-LEAST // views[TARGET].shape[1])
+    zoom: int = -(-LEAST // views[TARGET].shape[1])
+    return zoom
 
 
 def _framed(view: np.ndarray, zoom: int) -> np.ndarray:

@@ -95,7 +95,8 @@ class HuggingFace(EncodedSource):
             np.save(file, np.asarray(image, self._array_type))
             return file.getvalue()
         if image["bytes"] is not None:
-            return image["bytes"]
+            content: bytes = image["bytes"]
+            return content
         if image["path"] is None:
             raise BadImage(self.name(index), "no image in this row")
         return read_file(image["path"])

@@ -66,7 +66,8 @@ def unit(x: Tensor) -> Tensor:
     largest = x.detach().abs().amax(dim=-1, keepdim=True)
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     norm = scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
-    return x / norm.clamp_min(1e-12)
+    rows: Tensor = x / norm.clamp_min(1e-12)
+    return rows
 
 
 def log_assignment(

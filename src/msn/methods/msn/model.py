@@ -290,7 +290,8 @@ class MSN(Method):
         def encode(images: Tensor, keep: Tensor | None = None) -> Tensor:
             flat = images.flatten(0, 1)
             if self.accumulate == 1:
-                return self.anchor(flat, keep).unflatten(0, images.shape[:2])
+                once: Tensor = self.anchor(flat, keep).unflatten(0, images.shape[:2])
+                return once
             features = recomputed(
                 self.anchor,
                 flat,
@@ -298,7 +299,8 @@ class MSN(Method):
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), _statistics_kept(self.anchor)),
             )
-            return features.unflatten(0, images.shape[:2])
+            again: Tensor = features.unflatten(0, images.shape[:2])
+            return again
 
         kinds = [encode(views[RANDOM], keep)]
         if len(views[FOCAL]):

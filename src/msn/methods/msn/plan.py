@@ -99,7 +99,8 @@ def flops_per_image(config: Config, anchor: VisionTransformer) -> float:
         if data.focal_views:
             anchor(small).sum().backward()
         focal = counter.get_total_flops() - target - random
-    return (target + data.rand_views * random + data.focal_views * focal) / 2
+    flops: float = (target + data.rand_views * random + data.focal_views * focal) / 2
+    return flops
 
 
 def activation_bytes(anchor: VisionTransformer, tokens: int, *, bf16: bool) -> float:
@@ -111,4 +112,5 @@ def activation_bytes(anchor: VisionTransformer, tokens: int, *, bf16: bool) -> f
     block = anchor.blocks[0]
     mlp_ratio = block.mlp.fc1.out_features / anchor.embed_dim
     per_token = 2 * 4 + (4 + mlp_ratio) * (2 if bf16 else 4)
-    return tokens * len(anchor.blocks) * anchor.embed_dim * per_token
+    held: float = tokens * len(anchor.blocks) * anchor.embed_dim * per_token
+    return held
