@@ -97,7 +97,7 @@ def test_a_wrong_model_name_names_both(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"are of deit_tiny \(width 192.*not of deit_small; give"):
         read(path, model_name="deit_small")
     assert read(path, model_name="vit_tiny").architecture.size.embed_dim == 192
-    with pytest.raises(UserError, match=r"not of vit_small; give --model-name deit_tiny"):
+    with pytest.raises(UserError, match=r"not of vit_small; give the name deit_tiny"):
         read(path, model_name="vit_small")
     for name in ("vit_small2", "vit_", "vit_4gf", "resnet"):
         with pytest.raises(UserError, match=f"--model-name {name}: not a model; known are deit_"):
