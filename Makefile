@@ -1,5 +1,6 @@
 # Needs Python >= 3.10 and make, nothing else: every target first makes its own environment, once.
 #   make demo     pre-train on the embedded handwritten digits and print what was learnt
+#   make quick    lint and the tests that take a moment: for every save
 #   make test     what CI runs: lint, format, types, tests
 #   make oldest   the tests with the oldest libraries that pyproject.toml allows, in .venv-oldest
 # Another interpreter or place: make demo PYTHON=python3.12 VENV=/somewhere/else
@@ -9,11 +10,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check oldest format
+.PHONY: demo quick test check coverage oldest format
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
 	$(BIN)/python main.py --fname configs/quickstart.yaml
+
+quick: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q --numprocesses 2 -m "not slow and not processes and not cluster"
 
 test: check
 
@@ -23,6 +28,9 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov=msn --cov-branch --cov-report=term
 
 oldest:
 	$(PYTHON) -m venv $(VENV)-oldest

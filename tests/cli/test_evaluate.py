@@ -24,6 +24,8 @@ from tests.interop.test_architecture import official_file
 from tests.support.experiments import tiny_config
 from tests.support.imagenet import CLASSES, TRAIN, VAL, make_tree
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

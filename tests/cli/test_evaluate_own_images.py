@@ -22,6 +22,8 @@ from tests.support.labelled import pretrained, values, write
 from tests.support.pets import make_pets, make_split
 from tests.support.processes import run_on
 
+pytestmark = pytest.mark.processes
+
 WARM: dict[str, dict[str, Any]] = {"linear": {}, "finetune": {"optimization__warmup": 0}}
 Run = Callable[..., tuple[int, str, str]]
 

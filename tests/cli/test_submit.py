@@ -14,6 +14,8 @@ from tests.support.labelled import pretrained, values, write
 from tests.support.runs import ROOT
 from tests.train.test_pretraining import latest
 
+pytestmark = pytest.mark.processes
+
 
 def run_here(config: Path, logs: Path, *options: str) -> None:
     """As a job of two processes, to its end."""

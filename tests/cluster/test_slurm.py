@@ -26,7 +26,10 @@ from tests.train.test_pretraining import latest
 MISSING = why_not()
 if MISSING and os.environ.get("MSN_REQUIRE_CLUSTER"):
     raise RuntimeError(f"MSN_REQUIRE_CLUSTER is set, but the cluster {MISSING}")
-pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"the cluster {MISSING}")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(MISSING is not None, reason=f"the cluster {MISSING}"),
+]
 
 LONG = {"optimization__epochs": 4}
 

@@ -23,6 +23,8 @@ from msn.runtime import checkpoint
 from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config, write_tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 IMAGES = 200

@@ -19,6 +19,8 @@ import torch
 
 from tests.support.toy import Toy
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/extending.md").read_text("utf-8")
 FILES = re.findall(

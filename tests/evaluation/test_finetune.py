@@ -21,6 +21,8 @@ from tests.support.labelled import CPU, ROOT, listed, values, write
 from tests.support.processes import run_on
 from tests.support.runs import Broken, assert_same, break_at
 
+pytestmark = pytest.mark.slow
+
 # Every part of the recipe, at strengths that two epochs bear.
 RECIPE: dict[str, Any] = {
     "data__auto_augment": "rand-m1-n1",

@@ -21,6 +21,8 @@ from tests.support.labelled import CPU, listed, values, write
 from tests.support.processes import run_on
 from tests.support.runs import Broken, assert_same, break_at
 
+pytestmark = pytest.mark.slow
+
 # Names and values of the official configs/eval/lineval_msn_vits16.yaml.
 OFFICIAL = {
     "meta": {

@@ -12,6 +12,8 @@ from msn.runtime import collectives
 from tests.golden.record import DTYPES, assert_close, golden, golden_files, natural
 from tests.support.processes import run_on
 
+pytestmark = pytest.mark.processes
+
 FILES = golden_files("dist_ws*.npz")
 MEMAX_WEIGHT, ENT_WEIGHT, TAU = 1.0, 0.3, 0.1  # from the record's description
 

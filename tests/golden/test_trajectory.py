@@ -16,6 +16,8 @@ from msn.train.step import train_step
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 from tests.support.experiments import msn_of
 
+pytestmark = pytest.mark.slow
+
 FILES = pytest.mark.parametrize("name", golden_files("trajectory_*.npz"))
 
 

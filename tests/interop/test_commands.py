@@ -17,6 +17,8 @@ from msn.runtime.checkpoint import Found, load
 from tests.support.encoders import random_weights, relative, released_state, same
 from tests.support.experiments import msn_of, tiny_parts, write_tiny
 
+pytestmark = pytest.mark.slow
+
 READ = {
     "huggingface": (
         "from transformers import ViTMSNModel;"

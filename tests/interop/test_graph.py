@@ -12,6 +12,8 @@ from msn.models.encoder import ENCODERS, EncoderSize
 from msn.runtime.errors import UserError
 from tests.support.encoders import images, random_weights, relative
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = random_weights(classes=5)
 
 

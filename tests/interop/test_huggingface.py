@@ -33,6 +33,8 @@ from msn.models.encoder import ENCODERS
 from msn.runtime.errors import UserError
 from tests.support.encoders import TINY, images, random_weights, relative, same
 
+pytestmark = pytest.mark.slow
+
 
 def loaded(model: Any, folder: Path) -> Any:
     """The model of a folder, which it fits with nothing missing and nothing left over."""

@@ -15,6 +15,8 @@ from msn.models.masking import random_keep
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(seed: int = 0) -> MSNForPreTraining:
     torch.manual_seed(seed)

@@ -19,6 +19,8 @@ from tests.support.processes import run_on
 from tests.support.runs import assert_same, killed_at
 from tests.train.test_pretraining import latest
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"
 )

@@ -22,6 +22,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from msn.runtime.lock import locked
+
+pytestmark = pytest.mark.processes
 with locked(Path(sys.argv[1]), job=sys.argv[2]):
     print("held", flush=True)
     time.sleep(float(sys.argv[3]))

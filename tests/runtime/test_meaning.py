@@ -26,6 +26,8 @@ from tests.support.experiments import msn_of, tiny_config
 from tests.support.processes import run_on
 from tests.train.test_pretraining import ROOT
 
+pytestmark = pytest.mark.processes
+
 STEPS = 5
 
 

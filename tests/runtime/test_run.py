@@ -16,6 +16,8 @@ from tests.support.experiments import write_tiny
 from tests.support.runs import ROOT, assert_same
 from tests.train.test_pretraining import latest
 
+pytestmark = pytest.mark.processes
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SHARED = {
     "criterion__batch_size": None,

@@ -26,6 +26,8 @@ from tests.support.experiments import msn_of, tiny_config
 from tests.support.processes import run_on
 from tests.support.runs import assert_same
 
+pytestmark = pytest.mark.processes
+
 STEPS = 5
 CPU = torch.device("cpu")
 RECOMPUTED = {

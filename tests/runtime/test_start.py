@@ -22,6 +22,8 @@ from tests.support.experiments import tiny_config, write_tiny
 from tests.support.processes import run_on
 from tests.train.test_pretraining import ROOT
 
+pytestmark = pytest.mark.processes
+
 WHOLE = dict(zip(VARIABLES, ("1", "4", "1", "node", "29500"), strict=True))
 
 

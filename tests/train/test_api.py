@@ -14,6 +14,8 @@ from msn.train.learning import linear_evaluation
 from tests.support.experiments import write_tiny
 from tests.support.labelled import values
 
+pytestmark = pytest.mark.slow
+
 
 def test_pretrain_and_evaluate_from_python(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

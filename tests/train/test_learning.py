@@ -21,6 +21,8 @@ from msn.train.learning import linear_evaluation, training_batches
 from tests.evaluation.test_linear import beyond, config, latest
 from tests.support.labelled import CPU, ROOT, values, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def third_epoch_worse(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from tests.support.experiments import tiny_config, write_tiny
 from tests.support.runs import ROOT, assert_same
 from tests.support.toy import Toy
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = {
     "logging__checkpoint_freq_itr": 5,
     "logging__probe": {"every": 1, "k": 5, "max_images": 100},

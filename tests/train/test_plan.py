@@ -15,6 +15,8 @@ from msn.methods.msn.plan import activation_bytes, flops_per_image
 from msn.train.plan import notes
 from tests.support.experiments import tiny_config, tiny_parts, write_tiny
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).parents[2] / "configs/pretrain/msn_vits16.yaml"
 
 

@@ -19,6 +19,8 @@ from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config, write_tiny
 from tests.support.runs import assert_same, killed_at
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 TIMINGS = {"time (ms)", "images_per_s", "data_wait"}

@@ -11,6 +11,8 @@ from msn.methods.msn import METHOD
 from msn.train.profiling import AFTER, BEFORE
 from tests.support.experiments import write_tiny
 
+pytestmark = pytest.mark.slow
+
 PARTS = (*BEFORE, *METHOD.PHASES, *AFTER)
 
 
