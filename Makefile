@@ -1,5 +1,5 @@
 # Needs Python >= 3.10 and make, nothing else: every target first makes its own environment, once.
-#   make demo     pre-train on the embedded handwritten digits and print what was learnt
+#   make demo     pre-train on the embedded handwritten digits and print what was learned
 #   make quick    lint and the tests that take a moment: for every save
 #   make test     what CI runs: lint, format, types, tests
 #   make oldest   the tests with the oldest libraries that pyproject.toml allows, in .venv-oldest

@@ -151,7 +151,7 @@ def sinkhorn(p: Tensor, iterations: int) -> Tensor:
 
 
 class Baseline:
-    """Anchor and target network, prototypes and optimiser; `step` trains on one batch."""
+    """Anchor and target network, prototypes and optimizer; `step` trains on one batch."""
 
     def __init__(
         self,
@@ -202,11 +202,11 @@ class Baseline:
 
     def loss(self, target: Tensor, random: Tensor, focal: Tensor, keep: Tensor) -> Tensor:
         s = self.settings
-        z_random = self.anchor(self.normalise(random.flatten(0, 1)), keep)
-        z_focal = self.anchor(self.normalise(focal.flatten(0, 1)))
+        z_random = self.anchor(self.normalize(random.flatten(0, 1)), keep)
+        z_focal = self.anchor(self.normalize(focal.flatten(0, 1)))
         p = self.assign(torch.cat([z_random, z_focal]))
         with torch.no_grad():
-            sharp = self.assign(self.target(self.normalise(target))) ** (1 / s.sharpening)
+            sharp = self.assign(self.target(self.normalize(target))) ** (1 / s.sharpening)
             sharp = sinkhorn(sharp / sharp.sum(dim=1, keepdim=True), s.sinkhorn_iterations)
             sharp = sharp.repeat(len(random) + len(focal), 1)
         cross_entropy = -(sharp * p.log()).sum(dim=1).mean()
@@ -218,7 +218,7 @@ class Baseline:
         similarity = F.normalize(z) @ F.normalize(self.prototypes).T
         return (similarity / self.settings.temperature).softmax(dim=1)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, 3, H, W) float."""
         mean, std = (
             torch.tensor(values, device=images.device)

@@ -6,7 +6,7 @@
 All run in this process with one thread and take turns. Counted is processor time, so that it
 matters less what else the machine does; a ratio is the median of those of the rounds. Each gets the
 encoded file in memory and ends with uint8 views, torchvision too; lightly cannot be spared its
-normalised floats.
+normalized floats.
 Needs the extra "benchmarks" (lightly).
 """
 
@@ -73,12 +73,12 @@ def torchvision_pipeline() -> Pipeline:
     strength = DATA.color_jitter_strength
 
     def view(size: int, scale: tuple[float, float]) -> Callable[[PIL.Image.Image], torch.Tensor]:
-        colours = T.ColorJitter(*[0.8 * strength] * 3, 0.2 * strength)
+        colors = T.ColorJitter(*[0.8 * strength] * 3, 0.2 * strength)
         operations: Callable[[PIL.Image.Image], torch.Tensor] = T.Compose(
             [
                 T.RandomResizedCrop(size, scale=scale),
                 T.RandomHorizontalFlip(DATA.flip),
-                T.RandomApply([colours], DATA.color_jitter),
+                T.RandomApply([colors], DATA.color_jitter),
                 T.RandomGrayscale(DATA.grayscale),
                 T.RandomApply([PILBlur()], DATA.blur),
                 T.PILToTensor(),

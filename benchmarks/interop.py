@@ -53,7 +53,7 @@ def by_timm(weights: Weights, images: Tensor, folder: Path) -> Tensor:
 
 
 def by_onnxruntime(weights: Weights, images: Tensor, path: Path) -> Tensor:
-    graph = Graph(weights, "cls", normalise=False)
+    graph = Graph(weights, "cls", normalize=False)
     write_onnx(path, graph, images.expand(2, -1, -1, -1))
     session = onnxruntime.InferenceSession(path)
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

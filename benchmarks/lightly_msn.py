@@ -1,7 +1,7 @@
 """lightly's MSN as a training step, for `benchmarks/train_step.py`.
 
 Put together as in lightly's own example for MSN (timm's ViT in its masked wrapper, its head, loss
-and moving average), with the sizes, optimiser and clipping of the recipe. One difference stays: in
+and moving average), with the sizes, optimizer and clipping of the recipe. One difference stays: in
 lightly's example the loss gets `prototypes.data`, so the prototypes never learn.
 """
 
@@ -17,11 +17,11 @@ from lightly.models.utils import update_momentum
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from msn.data.batch import normalise
+from msn.data.batch import normalize
 
 
 class LightlyMSN:
-    """Backbone and head, their moving average, prototypes and optimiser."""
+    """Backbone and head, their moving average, prototypes and optimizer."""
 
     def __init__(
         self, settings: Settings, *, lr: float, weight_decay: float, device: torch.device
@@ -84,6 +84,6 @@ class LightlyMSN:
         if keep is not None:  # lightly counts the class token, and wants indices for each image
             class_token = torch.zeros(1, dtype=keep.dtype, device=keep.device)
             keep = torch.cat([class_token, keep + 1]).expand(len(images), -1)
-        tokens = backbone.encode(normalise(images, self.mean, self.std), idx_keep=keep)
+        tokens = backbone.encode(normalize(images, self.mean, self.std), idx_keep=keep)
         out: Tensor = head(tokens[:, 0])
         return out

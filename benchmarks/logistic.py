@@ -2,7 +2,7 @@
 
     python benchmarks/logistic.py
 
-5,000 features of width 384 in 1,000 classes, as of ViT-S/16 with five labelled images per class of
+5,000 features of width 384 in 1,000 classes, as of ViT-S/16 with five labeled images per class of
 ImageNet: classes are Gaussian clusters whose directions fall off in strength, as those of real
 features do.
 """
@@ -21,10 +21,10 @@ def problem(samples: int, width: int, classes: int, seed: int) -> tuple[Tensor, 
     """Features (samples, width) and labels, the same number of each class."""
     generator = torch.Generator().manual_seed(seed)
     strength = torch.arange(1, width + 1) ** -0.5
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) * strength
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(0)) * strength
     labels = torch.arange(samples) % classes
     noise = torch.randn(samples, width, generator=generator) * strength
-    return centres[labels] + 1.8 * noise, labels
+    return centers[labels] + 1.8 * noise, labels
 
 
 def objective(weight: Tensor, features: Tensor, labels: Tensor, lambd: float) -> float:

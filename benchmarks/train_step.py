@@ -107,7 +107,7 @@ def losses_agree(options: argparse.Namespace) -> bool:
 
 
 def peak_memory(name: str, options: argparse.Namespace) -> int:
-    """Bytes of two steps, the first of which allocates the optimiser's state."""
+    """Bytes of two steps, the first of which allocates the optimizer's state."""
     config, device = recipe(options.model, options.images), torch.device(options.device)
     parts, views = build_parts(config, device), random_views(config, device)
     step = step_of(name, parts, config, views)

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import msn
 from msn.config.sections.data import Augmentation
-from msn.data.batch import allocate, normalise
+from msn.data.batch import allocate, normalize
 from msn.data.draws import ViewKind, ViewSpec
 from msn.data.sources.digits import Digits
 from msn.data.views import eval_view, make_views
@@ -35,7 +35,7 @@ SPEC = ViewSpec(KINDS, Augmentation(flip=0, color_jitter_strength=0.25, grayscal
 
 
 class DigitViews(Dataset[dict[str, Tensor]]):
-    """The views of one image as normalised tensors, new ones in each epoch."""
+    """The views of one image as normalized tensors, new ones in each epoch."""
 
     def __init__(self) -> None:
         self.source = Digits(split="train")
@@ -54,14 +54,14 @@ class DigitViews(Dataset[dict[str, Tensor]]):
         image = self.source.read(index).image
         make_views(image, SPEC, seed=0, epoch=self.epoch, sample=index, out=out)
         views = {
-            kind: normalise(torch.from_numpy(pixels), self.mean, self.std)
+            kind: normalize(torch.from_numpy(pixels), self.mean, self.std)
             for kind, pixels in out.kinds.items()
         }
         return {**views, "target": views["target"][0]}
 
 
 class MoveTarget(TrainerCallback):
-    """The target follows the anchor after each step of the optimiser."""
+    """The target follows the anchor after each step of the optimizer."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **trainer: Any) -> None:
         trainer["model"].after_step()
@@ -77,14 +77,14 @@ def top1(model: msn.MSNForPreTraining) -> float:
             eval_view(source.read(index).image.pixels(), SIZE) for index in range(len(source))
         ]
         pixels = torch.stack([torch.from_numpy(image) for image in images])
-        inputs = normalise(pixels, torch.tensor(source.mean), torch.tensor(source.std))
+        inputs = normalize(pixels, torch.tensor(source.mean), torch.tensor(source.std))
         features.append(encoder.cls(inputs))
         labels.append(torch.from_numpy(source.labels()))
     return knn(features[0], labels[0], features[1], labels[1]).top1
 
 
 def main(arguments: list[str]) -> None:
-    """Train, and say what was learnt."""
+    """Train, and say what was learned."""
     parser = argparse.ArgumentParser(description="MSN on the digits with transformers.Trainer")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--out", default="runs/trainer", help="folder of the trained model")

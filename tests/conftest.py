@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from msn.runtime import log
-from tests.support.labelled import pretrained
+from tests.support.labeled import pretrained
 
 # The tensors of the tests are tiny: a second thread only costs, and much so on a busy machine.
 torch.set_num_threads(1)

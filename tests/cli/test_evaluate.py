@@ -72,7 +72,7 @@ def test_the_official_command_line(place: Path, tmp_path: Path) -> None:
     assert "| 2 | 0.0025 | 1 |" in done.stdout
     found = result(tmp_path, "official-logistic.json")
     assert found["solver"] == "cyanure"
-    # Colours tell these classes even to random weights.
+    # Colors tell these classes even to random weights.
     assert found["points"][0]["mean"] > 100 / len(CLASSES)
     assert len(list((tmp_path / "official-features").rglob("*.safetensors"))) == 2
     wrong = [word.replace("deit_small", "deit_base") for word in command]
@@ -225,7 +225,7 @@ def test_features(place: Path, suffix: str) -> None:
     assert (place / f"f.{suffix}.cache").is_dir()
 
 
-def test_the_normalisation_can_be_another(place: Path) -> None:
+def test_the_normalization_can_be_another(place: Path) -> None:
     """That of the config or the command line; the cache keeps the two apart."""
     command = f"features --weights PLACE/w.pth.tar --out PLACE/f.npz --cache PLACE/kept {IMAGES}"
     found = []

@@ -18,7 +18,7 @@ from msn.runtime.errors import UserError
 from msn.train.learning import linear_evaluation
 from msn.train.probe import Probe
 from tests.support.experiments import tiny_config, tiny_parts
-from tests.support.labelled import pretrained, values, write
+from tests.support.labeled import pretrained, values, write
 from tests.support.pets import make_pets, make_split
 from tests.support.processes import run_on
 

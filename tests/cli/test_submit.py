@@ -10,7 +10,7 @@ import pytest
 
 from msn.cli.main import main
 from tests.runtime.test_run import write_config
-from tests.support.labelled import pretrained, values, write
+from tests.support.labeled import pretrained, values, write
 from tests.support.runs import ROOT
 from tests.train.test_pretraining import latest
 

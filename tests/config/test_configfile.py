@@ -177,7 +177,7 @@ def numbers(facts: Any) -> Iterator[dict[str, Any]]:
 
 def test_every_number_has_a_range() -> None:
     idle = {"Meta.bottleneck", "LinearMeta.master_port", "FinetuneMeta.master_port"}
-    checked_by_hand = {f"{name}.num_workers" for name in ("Data", "LabelledImages")}
+    checked_by_hand = {f"{name}.num_workers" for name in ("Data", "LabeledImages")}
     checked_by_hand.add("AugmentedImages.num_workers")
     for kind in (Config, LinearConfig, FinetuneConfig):
         assert set(unbounded(kind)) <= idle | checked_by_hand

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from msn.data.augment import Augment, Centre, seeded
+from msn.data.augment import Augment, Center, seeded
 from msn.data.image import ArrayImage
 from msn.runtime import keyed
 
@@ -62,8 +62,8 @@ def test_a_measured_image_keeps_the_share_of_its_side() -> None:
     pixels = np.zeros((64, 64, 1), dtype=np.uint8)
     pixels[16:48, 16:48] = 255
     image = ArrayImage(pixels, 1)
-    assert Centre(32, 0.5, "bicubic")(image, 0, 0).min() == 255
-    whole = Centre(32, 1.0, "bicubic")(image, 0, 0)
+    assert Center(32, 0.5, "bicubic")(image, 0, 0).min() == 255
+    whole = Center(32, 1.0, "bicubic")(image, 0, 0)
     assert whole.shape == (32, 32, 1)
     assert whole[0, 0] == 0
     assert whole.mean() == pytest.approx(255 / 4, rel=0.05)

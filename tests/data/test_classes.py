@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from msn.data.classes import Splits, labelled_splits, split_notes
+from msn.data.classes import Splits, labeled_splits, split_notes
 from msn.data.sources.base import ArraySource
 from msn.data.sources.labels import read_labels
 from msn.runtime.errors import UserError
@@ -29,7 +29,7 @@ def told(found: Splits) -> tuple[list[int], list[int], tuple[str, ...]]:
 
 def folders(root: Path) -> Splits:
     place: dict[str, object] = {"source": "folder", "root_path": str(root)}
-    return labelled_splits(opened(place), opened(place, "val"))
+    return labeled_splits(opened(place), opened(place, "val"))
 
 
 def test_classes_of_folders_are_matched_by_name(tmp_path: Path) -> None:
@@ -64,19 +64,19 @@ def test_classes_that_train_lacks_count_as_errors(tmp_path: Path) -> None:
 
 def test_numbers_are_compacted_and_matched_by_number() -> None:
     train, val = array([4_000_000_000, 7, 7, -2, 9]), array([9, -1, 8, 7])
-    found = labelled_splits(train, val)
+    found = labeled_splits(train, val)
     assert told(found) == ([2, 0, 0, 1], [1, 3, 0], ("7", "9", "4000000000", "8"))
     assert found.notes == (
         "1 of 5 train images have no label and are left out",
         "1 of 4 val images have no label and are left out",
         "1 class of val not in train: 8; 1 of 3 val images count as errors",
     )
-    kept = labelled_splits(array([7, 9]), array([9, 8, 11]), num_classes=10)
+    kept = labeled_splits(array([7, 9]), array([9, 8, 11]), num_classes=10)
     assert told(kept)[:2] == ([7, 9], [9, 10, 11])
     assert (kept.classes, kept.names[7], kept.names[10:]) == (10, "7", ("8", "11"))
     with pytest.raises(UserError, match=r"of 10 classes, more than data\.num_classes 9"):
-        labelled_splits(array([7, 9]), array([9]), num_classes=9)
-    named = labelled_splits(array([0, 1], ["cat", "ant"]), array([1, 0], ["cat", "bee"]))
+        labeled_splits(array([7, 9]), array([9]), num_classes=9)
+    named = labeled_splits(array([0, 1], ["cat", "ant"]), array([1, 0], ["cat", "bee"]))
     assert told(named) == ([0, 1], [2, 0], ("cat", "ant", "bee"))
 
 
@@ -85,7 +85,7 @@ def test_numbers_are_compacted_and_matched_by_number() -> None:
 )
 def test_a_limit_takes_evenly_spaced_labels(limit: int | None, positions: list[int]) -> None:
     source = array([1, 1, -1, 2, 2, 2])
-    assert labelled_splits(source, source, max_images=limit).val.chosen.tolist() == positions
+    assert labeled_splits(source, source, max_images=limit).val.chosen.tolist() == positions
 
 
 def test_a_split_without_labels_is_refused() -> None:
@@ -95,7 +95,7 @@ def test_a_split_without_labels_is_refused() -> None:
         assert bare.read(1).label is None
         assert split_notes(bare, "val") == []
         with pytest.raises(UserError, match=r"the val split has no labels.*logging\.probe\.root_p"):
-            labelled_splits(array([0, 1]), bare, section="logging.probe")
+            labeled_splits(array([0, 1]), bare, section="logging.probe")
 
 
 def test_the_reason_is_that_of_the_source(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_reason_is_that_of_the_source(tmp_path: Path) -> None:
         place = {"source": name, "root_path": str(root), "image_list": str(root / "list.csv")}
         source = opened(place)
         with pytest.raises(UserError) as caught:
-            labelled_splits(source, source)
+            labeled_splits(source, source)
         assert str(caught.value) == (
             f"the train split has no labels; evaluation needs {rule}"
             " (data.root_path, data.image_folder)"
@@ -142,7 +142,7 @@ def test_classes_and_labels_of_lists(tmp_path: Path) -> None:
     def found() -> Splits:
         place: dict[str, object] = {"source": "list", "root_path": None}
         place |= {"image_list": str(tmp_path / "{split}.txt")}
-        return labelled_splits(opened(place), opened(place, "val"))
+        return labeled_splits(opened(place), opened(place, "val"))
 
     listed("train", "ant", "bee", "cat", "-1")
     listed("val", "cat", "bee")
@@ -167,7 +167,7 @@ def test_classes_and_labels_of_shards(tmp_path: Path) -> None:
             add(shard, "__MACOSX/9.png", png)
             add(shard, "a/.hidden/9.png", png)
     place: dict[str, object] = {"source": "tar", "root_path": str(tmp_path)}
-    assert told(labelled_splits(opened(place), opened(place, "val"))) == ([0, 1, 2], [2, 1], TRAIN)
+    assert told(labeled_splits(opened(place), opened(place, "val"))) == ([0, 1, 2], [2, 1], TRAIN)
 
 
 def test_classes_and_labels_of_hugging_face(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_classes_and_labels_of_hugging_face(tmp_path: Path) -> None:
 
     place = save("a", train=([*TRAIN], [0, 1, 2, -1, None]), test=(["cat", "bee"], [0, 1, 1]))
     train = opened(place)
-    found = labelled_splits(train, opened(place, "val"))
+    found = labeled_splits(train, opened(place, "val"))
     assert told(found) == ([0, 1, 2], [2, 1, 1], TRAIN)
     assert found.notes == ("2 of 5 train images have no label and are left out",)
     assert [train.read(i).label for i in range(5)] == [0, 1, 2, None, None]

@@ -1,6 +1,6 @@
 """The batched path against PIL and against the views of the CPU path, with identical draws.
 
-Tolerances in grey levels: (mean, 99th percentile, largest) difference. The batched path computes in
+Tolerances in gray levels: (mean, 99th percentile, largest) difference. The batched path computes in
 floating point what PIL rounds after every step.
 """
 
@@ -133,12 +133,12 @@ def test_the_order_of_the_jitter_matters(small: np.ndarray) -> None:
     assert np.abs(first - second).mean() > 10
 
 
-def test_grey_images(small: np.ndarray) -> None:
-    grey = small[:, :, :, :1].copy()
+def test_gray_images(small: np.ndarray) -> None:
+    gray = small[:, :, :, :1].copy()
     jitter: Jitter = ((H, 0.1), (B, 1.3), (S, 0.3), (C, 0.7))
     draw = PLAIN._replace(jitter=jitter, grayscale=True, blur=1.0, flip=True)
-    ours = on_device(grey, [draw] * 3)
-    for view, image in zip(ours, grey, strict=True):
+    ours = on_device(gray, [draw] * 3)
+    for view, image in zip(ours, gray, strict=True):
         assert_near(view[..., 0], render(image[..., 0], draw, 64), 1, 5, 24)
 
 
@@ -158,7 +158,7 @@ def test_nothing_drawn_is_nothing_done(small: np.ndarray) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_batches_are_those_of_the_cpu(channels: int, small: np.ndarray) -> None:
-    """From image to normalised views: identical draws, pixels within the tolerance."""
+    """From image to normalized views: identical draws, pixels within the tolerance."""
     settings: dict[str, Any] = {
         "rand_size": 32,
         "focal_size": 16,
@@ -179,9 +179,9 @@ def test_batches_are_those_of_the_cpu(channels: int, small: np.ndarray) -> None:
 
     for cpu, device in zip(batch("cpu").tensors(), batch("device").tensors(), strict=True):
         assert cpu.shape == device.shape
-        grey_levels = (cpu - device).abs() * 255 * 0.25
-        assert grey_levels.mean() < 1.3
-        assert grey_levels.flatten(-3).mean(-1).max() < 4
+        gray_levels = (cpu - device).abs() * 255 * 0.25
+        assert gray_levels.mean() < 1.3
+        assert gray_levels.flatten(-3).mean(-1).max() < 4
 
 
 def test_no_focal_views(small: np.ndarray) -> None:

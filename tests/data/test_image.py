@@ -94,11 +94,11 @@ def test_sides_of_a_reduction_are_rounded_up(reduction: int) -> None:
 
 
 def test_arrays_change_channels_as_pillow_does() -> None:
-    grey = np.asarray(PIL.Image.fromarray(PHOTO).convert("L")).astype(int)
+    gray = np.asarray(PIL.Image.fromarray(PHOTO).convert("L")).astype(int)
     found = ArrayImage(PHOTO, 1).pixels()
-    assert np.abs(found[..., 0] - grey).max() <= 1
+    assert np.abs(found[..., 0] - gray).max() <= 1
     np.testing.assert_array_equal(ArrayImage(found, 3).pixels(), np.repeat(found, 3, 2))
-    assert np.abs(ours(encoded(format="PNG"), 1)[..., 0] - grey).max() <= 1
+    assert np.abs(ours(encoded(format="PNG"), 1)[..., 0] - gray).max() <= 1
 
 
 def test_bad_image_travels_between_processes() -> None:
@@ -128,7 +128,7 @@ def test_arrays_are_read_as_they_are(channels: int, dtype: str) -> None:
 FIVE = npy(np.zeros((8, 9, 5), np.uint16))
 NO_ARRAYS = {
     "other channels": (npy(np.zeros((8, 9, 4), np.uint8)), "channels: 4, not 5 (data.channels)"),
-    "grey": (npy(np.zeros((8, 9), np.uint8)), "channels: 1, not 5 (data.channels)"),
+    "gray": (npy(np.zeros((8, 9), np.uint8)), "channels: 1, not 5 (data.channels)"),
     "a JPEG": (encoded(), "no array of 5 channels (data.channels)"),
     "empty": (b"", "0 bytes"),
     "floats": (npy(np.full((8, 9, 5), 2, np.float32)), "float32 from 2 to 2; save as uint8"),
@@ -198,15 +198,15 @@ def animated(format: str) -> bytes:
 
 
 RAMP = np.linspace(0, 65535, 40 * 50).astype(np.uint16).reshape(40, 50)
-COLOUR_RAMP = np.stack([RAMP, RAMP[::-1], RAMP // 3], axis=-1)
+COLOR_RAMP = np.stack([RAMP, RAMP[::-1], RAMP // 3], axis=-1)
 ODD = {
     "turned by EXIF.jpg": with_exif(6),
     "wrong EXIF.jpg": with_exif(77),
     "garbage EXIF.jpg": with_garbage_exif(),
     "CMYK.jpg": encoded(mode="CMYK"),
     "CMYK.tif": encoded(format="TIFF", mode="CMYK"),
-    "16 bit.png": cv2.imencode(".png", COLOUR_RAMP)[1].tobytes(),
-    "16 bit.tif": cv2.imencode(".tiff", COLOUR_RAMP)[1].tobytes(),
+    "16 bit.png": cv2.imencode(".png", COLOR_RAMP)[1].tobytes(),
+    "16 bit.tif": cv2.imencode(".tiff", COLOR_RAMP)[1].tobytes(),
     "palette with transparency.png": palette_with_transparency(),
     "transparent.webp": encoded(format="WEBP", mode="RGBA"),
     "animated.webp": animated("WEBP"),
@@ -247,8 +247,8 @@ def sixteen_bits(format: str, mode: str) -> bytes:
 @pytest.mark.parametrize(
     ("format", "mode"), [("PNG", "I;16"), ("PPM", "I;16"), ("TIFF", "I;16"), ("TIFF", "I;16B")]
 )
-def test_grey_of_sixteen_bits_is_its_upper_eight(format: str, mode: str, channels: int) -> None:
-    """As the reference does with colour; of grey it makes white, but for values below 256."""
+def test_gray_of_sixteen_bits_is_its_upper_eight(format: str, mode: str, channels: int) -> None:
+    """As the reference does with color; of gray it makes white, but for values below 256."""
     data = sixteen_bits(format, mode)
     assert (reference(data)[RAMP > 255] == 255).all()
     expected = np.repeat(RAMP[..., None] // 256, channels, axis=2)

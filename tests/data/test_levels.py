@@ -21,7 +21,7 @@ REMEDY = "; save as uint8, uint16 or floats of 0 to 1"
 
 
 def tiff(array: np.ndarray, *, photometric: int = 1, bits: int = 0, data: bytes = b"") -> bytes:
-    """A grey image of the array's type."""
+    """A gray image of the array's type."""
     order = "<" if array.dtype.newbyteorder("=").str == array.dtype.str else ">"
     data = data or array.tobytes()
     kinds = {"u": 1, "i": 2, "f": 3}
@@ -85,8 +85,8 @@ def test_pixels_of_floats_from_0_to_1_are_multiplied_by_255() -> None:
         assert np.abs(found - FLOATS).max() <= (dtype == "f2"), dtype
     for data in (tiff(RAMP.astype("<f4")), tiff(RAMP.astype(">f4")), pfm(RAMP)):
         np.testing.assert_array_equal(pixels(data), FLOATS)
-        colour = open_image(data, 3, "it").pixels()
-        np.testing.assert_array_equal(colour, np.repeat(FLOATS[..., None], 3, axis=2))
+        color = open_image(data, 3, "it").pixels()
+        np.testing.assert_array_equal(color, np.repeat(FLOATS[..., None], 3, axis=2))
     # Rounding of a division may end a bit beyond 1, and is no other scale.
     np.testing.assert_array_equal(levels(np.array([0.0, np.nextafter(1, 2)])), [0, 255])
 

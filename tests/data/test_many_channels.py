@@ -13,7 +13,7 @@ from msn.cli.main import main
 from msn.evaluation.frozen import load_encoder
 from msn.visualize.contact_sheet import GAP, HEADER
 from tests.support.experiments import write_tiny
-from tests.support.labelled import values, write
+from tests.support.labeled import values, write
 
 CHANNELS, SIDE = 5, 12
 

@@ -104,8 +104,8 @@ def test_every_place_is_about_equally_frequent(length: int) -> None:
     assert abs(chi_square - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-def test_neighbours_part() -> None:
-    """Neighbours in one epoch are no more likely to be neighbours in the order than any two."""
+def test_neighbors_part() -> None:
+    """Neighbors in one epoch are no more likely to be neighbors in the order than any two."""
     length, close = 1000, 0
     for epoch in range(20):
         order = permuted(np.arange(length), length=length, seed=0, epoch=epoch)

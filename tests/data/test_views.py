@@ -20,7 +20,7 @@ from sklearn.datasets import load_sample_images
 
 from msn.data import views
 from msn.data.batch import allocate
-from msn.data.colour import adjust
+from msn.data.color import adjust
 from msn.data.draws import Box, Draw, Operation, ViewSpec, draw_view
 from msn.data.image import ArrayImage, EncodedImage
 from msn.data.views import SampleViews, eval_view, make_views, max_reduction, reduced_box, render
@@ -58,7 +58,7 @@ def made(image: np.ndarray, spec: ViewSpec, **key: int) -> SampleViews:
     return out
 
 
-# --- pixel operations. Tolerances in grey levels: (mean, 99th percentile, largest) difference.
+# --- pixel operations. Tolerances in gray levels: (mean, 99th percentile, largest) difference.
 
 
 def pil(operation: Callable[[Image.Image], Image.Image]) -> Callable[[np.ndarray], np.ndarray]:
@@ -107,8 +107,8 @@ def test_resize_is_that_of_pil(size: tuple[int, int], small: list[np.ndarray]) -
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5, 13, 200])
-def test_other_channels_are_so_many_grey_images(channels: int) -> None:
-    """But for contrast, which takes one grey of all of them."""
+def test_other_channels_are_so_many_gray_images(channels: int) -> None:
+    """But for contrast, which takes one gray of all of them."""
     image = np.random.default_rng(0).integers(0, 256, (40, 50, channels), dtype=np.uint8)
     factors = {Operation.BRIGHTNESS: 1.4, Operation.SATURATION: 0.2, Operation.HUE: 0.1}
     box = Box(3, 5, 30, 40)
@@ -141,12 +141,12 @@ def test_render_applies_all_in_the_order_of_the_original(photos: list[np.ndarray
     image = Image.fromarray(photos[0])
     for order in ([0, 1, 2], [2, 1, 0], []):
         jitter = tuple(list(factors.items())[i] for i in order)
-        for grey, radius in ((False, 1.2), (True, None)):
-            ours = render(photos[0], Draw(box, True, jitter, grey, radius), 96)
+        for gray, radius in ((False, 1.2), (True, None)):
+            ours = render(photos[0], Draw(box, True, jitter, gray, radius), 96)
             expected = F.hflip(F.resized_crop(image, *box, [96, 96], antialias=True))
             for operation, factor in jitter:
                 expected = theirs[operation](expected, factor)
-            if grey:
+            if gray:
                 expected = F.to_grayscale(expected, 3)
             if radius:
                 expected = expected.filter(ImageFilter.GaussianBlur(radius))
@@ -166,12 +166,12 @@ def test_golden_pixel_statistics(golden: dict[str, Any], photos: list[np.ndarray
         assert found
         image, size = photos[int(found[1])], int(found[3])
         crop_scale = spec.rand_crop_scale if found[2] == "rand" else spec.focal_crop_scale
-        means, stds, steps, grey = np.empty((4, count, 3))
+        means, stds, steps, gray = np.empty((4, count, 3))
         for i in range(count):
             generator = keyed.generator(0, keyed.Stream.VIEW, 1, i)
             draw = draw_view(generator, len(image), len(image[0]), crop_scale, spec)
             view = render(image, draw, size)
-            grey[i] = (view == view[..., :1]).all()
+            gray[i] = (view == view[..., :1]).all()
             pixels = (view / np.float32(255) - offset) / scale
             means[i], stds[i] = pixels.mean((0, 1)), pixels.std((0, 1))
             steps[i] = np.abs(np.diff(pixels, axis=1)).mean()
@@ -180,7 +180,7 @@ def test_golden_pixel_statistics(golden: dict[str, Any], photos: list[np.ndarray
             (means.mean(0), "mean_of_view_means", recorded["std_of_view_means"]),
             (stds.mean(0), "mean_of_view_stds", recorded["std_of_view_stds"]),
             (steps.mean(), "dx_mean", recorded["dx_std"]),
-            (grey.mean(), "gray_fraction", 0.4),  # of a yes with probability 0.2
+            (gray.mean(), "gray_fraction", 0.4),  # of a yes with probability 0.2
             # A standard deviation errs by about 1 / sqrt(2 n) of itself, more in long tails.
             (means.std(0), "std_of_view_means", recorded["std_of_view_means"]),
             (stds.std(0), "std_of_view_stds", recorded["std_of_view_stds"]),

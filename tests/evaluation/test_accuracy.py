@@ -5,14 +5,14 @@ import torch
 from sklearn.metrics import top_k_accuracy_score
 from torch import Tensor
 
-from msn.data.labelled import Batch
+from msn.data.labeled import Batch
 from msn.evaluation.accuracy import Score, accuracy, best_epoch
 
 
 def scored(logits: Tensor, labels: Tensor, size: int) -> list[Score]:
     """`logits` (classifiers, N, classes) as if computed from the numbers of the images."""
     batches = [Batch(n[:, None], labels[n]) for n in torch.arange(len(labels)).split(size)]
-    return accuracy(lambda n: logits[:, n.flatten()], batches, normalise=lambda images: images)
+    return accuracy(lambda n: logits[:, n.flatten()], batches, normalize=lambda images: images)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])

@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from msn.data.batch import normalise
+from msn.data.batch import normalize
 from msn.data.image import ArrayImage, BadImage
-from msn.data.labelled import LabelledSet
+from msn.data.labeled import LabeledSet
 from msn.data.sources import Sample, Source
 from msn.data.views import eval_view
 from msn.evaluation.features import (
@@ -39,15 +39,15 @@ class Stripes:
     mean, std = (0.5,) * 3, (0.25,) * 3
     edition = 1
 
-    def __init__(self, length: int, *, labelled: bool = True) -> None:
-        self.length, self.labelled = length, labelled
+    def __init__(self, length: int, *, labeled: bool = True) -> None:
+        self.length, self.labeled = length, labeled
 
     def __len__(self) -> int:
         return self.length
 
     def read(self, index: int) -> Sample:
         image = np.full((10 + index, 12, 3), index, dtype=np.uint8)
-        return Sample(ArrayImage(image, 3), index // 4 if self.labelled else None, self.name(index))
+        return Sample(ArrayImage(image, 3), index // 4 if self.labeled else None, self.name(index))
 
     def name(self, index: int) -> str:
         return f"stripe {index}"
@@ -56,19 +56,19 @@ class Stripes:
         return f"stripe {index}, {self.edition}"
 
     def labels(self) -> np.ndarray | None:
-        return np.arange(self.length) // 4 if self.labelled else None
+        return np.arange(self.length) // 4 if self.labeled else None
 
     def classes(self) -> list[str] | None:
         return None
 
 
-def chosen(source: Source, indices: np.ndarray | None = None) -> LabelledSet:
+def chosen(source: Source, indices: np.ndarray | None = None) -> LabeledSet:
     labels = source.labels()
     assert labels is not None
-    return LabelledSet(source, labels, np.arange(len(labels)) if indices is None else indices)
+    return LabeledSet(source, labels, np.arange(len(labels)) if indices is None else indices)
 
 
-NORMALISE = partial(normalise, mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
+NORMALISE = partial(normalize, mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
 
 
 def encode(batch: Tensor) -> Tensor:
@@ -101,14 +101,14 @@ def test_features_are_those_of_all_images_at_once(batch_size: int) -> None:
         np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
     )
     expected = encode(((images.float() / 255 - 0.5) / 0.25).permute(0, 3, 1, 2))
-    found = encode_all(encode, images, normalise=NORMALISE, batch_size=batch_size)
+    found = encode_all(encode, images, normalize=NORMALISE, batch_size=batch_size)
     torch.testing.assert_close(found, expected)
 
 
 def test_features_are_float32_and_carry_no_graph() -> None:
     layer = torch.nn.Linear(8 * 8 * 3, 4)
     images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
-    found = encode_all(lambda x: layer(x.flatten(1)).bfloat16(), images, normalise=NORMALISE)
+    found = encode_all(lambda x: layer(x.flatten(1)).bfloat16(), images, normalize=NORMALISE)
     assert found.dtype == torch.float32
     assert not found.requires_grad
 
@@ -159,7 +159,7 @@ def test_features_of_some_images(encoder: FrozenEncoder) -> None:
     whole = in_memory(encoder, Stripes(11), Taps(mask=0.5))
     torch.testing.assert_close(found.features, whole[[7, 2]])
     assert found.names == ["stripe 7", "stripe 2"]
-    assert extract(encoder, Stripes(4, labelled=False)).labels is None
+    assert extract(encoder, Stripes(4, labeled=False)).labels is None
 
 
 class Fragile(Stripes):
@@ -206,8 +206,8 @@ def test_whatever_changes_features_changes_their_key(
     assert key(encoder, Stripes(6), np.arange(6)) == reference
     touched = Stripes(6)
     touched.edition = 2
-    normalised = load_encoder(path)
-    normalised.mean = (0.1, 0.2, 0.3)
+    normalized = load_encoder(path)
+    normalized.mean = (0.1, 0.2, 0.3)
     weights = load_encoder(path)
     keys = [
         reference,
@@ -217,7 +217,7 @@ def test_whatever_changes_features_changes_their_key(
         key(encoder, source, indices[:5]),
         key(encoder, touched, indices),
         key(weights, source, indices),
-        key(normalised, source, indices),
+        key(normalized, source, indices),
         key(load_encoder(path, image_size=20), source, indices),
         key(load_encoder(path, bf16=True), source, indices),
     ]
@@ -239,10 +239,10 @@ def test_a_file_that_changes_changes_the_key(encoder: FrozenEncoder, tmp_path: P
     assert now() != before
 
 
-@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("labeled", [True, False])
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_written_features_read_back(tmp_path: Path, suffix: str, labelled: bool) -> None:
-    labels = torch.tensor([3, 1]) if labelled else None
+def test_written_features_read_back(tmp_path: Path, suffix: str, labeled: bool) -> None:
+    labels = torch.tensor([3, 1]) if labeled else None
     found = Features(torch.randn(2, 5), labels, ["a/1.png", "b/\u00e9 2.png"], np.arange(2))
     path = tmp_path / "new" / f"f{suffix}"
     write(path, found)
@@ -254,7 +254,7 @@ def test_written_features_read_back(tmp_path: Path, suffix: str, labelled: bool)
         names = bytes(arrays["names"]).decode().split("\n")
     assert names == found.names
     assert np.array_equal(arrays["features"], found.features.numpy())
-    assert arrays["labels"].tolist() == [3, 1] if labelled else "labels" not in arrays
+    assert arrays["labels"].tolist() == [3, 1] if labeled else "labels" not in arrays
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from msn.cli.main import main
 from msn.config.load import FinetuneConfig, load
-from msn.data.labelled import CentreCrop
+from msn.data.labeled import CenterCrop
 from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer
 from msn.evaluation.job import build_job, read_weights
@@ -17,7 +17,7 @@ from msn.models.classifier import Classifier
 from msn.models.encoder import EncoderSize, build_encoder
 from msn.runtime import checkpoint
 from msn.train.learning import finetune
-from tests.support.labelled import CPU, ROOT, listed, values, write
+from tests.support.labeled import CPU, ROOT, listed, values, write
 from tests.support.processes import run_on
 from tests.support.runs import Broken, assert_same, break_at
 
@@ -60,7 +60,7 @@ def latest(folder: Path, name: str = "latest") -> dict[str, Any]:
 def learner(weights: Path, folder: Path, **changes: Any) -> FinetuneLearner:
     chosen = config(weights, folder, **changes)
     found = read_weights(chosen)
-    view = CentreCrop(8)
+    view = CenterCrop(8)
     job = build_job(
         chosen, found, train_view=view, val_view=view, batch_size=64, epochs=2, device=CPU
     )

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.data.augment import Augment, Centre, seeded
+from msn.data.augment import Augment, Center, seeded
 from msn.evaluation.finetune import FinetuneLearner, build_model, prepare
 from msn.evaluation.job import read_weights
 from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
 from tests.evaluation.test_finetune import PLAIN, config, learner
-from tests.support.labelled import CPU
+from tests.support.labeled import CPU
 
 STEPS = 20  # of an epoch of 1,297 digits in batches of 64
 LABELS = torch.arange(64) % 10
@@ -162,7 +162,7 @@ def test_the_config_reaches_the_run(weights: Path, tmp_path: Path) -> None:
     job, own = prepare(chosen, CPU)
     assert own.mix
     assert job.train_view == Augment(8, (0.5, 0.7), 0.3, "rand-m1-n1", "bilinear", 5)
-    assert job.val_view == Centre(8, 0.9, "bilinear")
+    assert job.val_view == Center(8, 0.9, "bilinear")
     assert (job.batch_size, job.steps_per_epoch, job.total_steps) == (64, STEPS, 2 * STEPS)
     assert (own.mix.mixup_alpha, own.mix.cutmix_alpha, own.mix.switch_prob) == (0.3, 0.6, 0.4)
     assert own.mix.label_smoothing == 0.2

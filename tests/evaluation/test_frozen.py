@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import msn
-from msn.data.batch import normalise
+from msn.data.batch import normalize
 from msn.data.views import eval_view
 from msn.evaluation.frozen import FrozenEncoder, Taps
 from msn.models.encoder import VisionTransformer
@@ -37,7 +37,7 @@ def expected(vit: VisionTransformer, taps: Taps, keep: Tensor | None = None) -> 
     """By hand: every token through every block, then the taps."""
     views = torch.stack([torch.from_numpy(eval_view(image, 16)) for image in IMAGES])
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    tokens = vit.embed(normalise(views, mean, std), keep)
+    tokens = vit.embed(normalize(views, mean, std), keep)
     outputs = []
     for block in vit.blocks:
         tokens = block(tokens)
@@ -107,9 +107,9 @@ def test_images_in_every_form_that_people_have(encoder: FrozenEncoder) -> None:
         torch.testing.assert_close(encoder.features(form), expected)
     mixed = encoder.features([PIL.Image.fromarray(IMAGES[1]), rgb, IMAGES[2]])
     torch.testing.assert_close(mixed, encoder.features([IMAGES[1], rgb, IMAGES[2]]))
-    grey = encoder.features(pillow.convert("L"))
-    assert grey.shape == (1, 64)
-    assert not torch.allclose(grey, expected)
+    gray = encoder.features(pillow.convert("L"))
+    assert gray.shape == (1, 64)
+    assert not torch.allclose(gray, expected)
     nothing: list[Any] = [[], np.empty((0,)), np.empty((0, 9, 9, 3), np.uint8), torch.empty(0)]
     for empty in (*nothing, torch.empty(0, 3, 16, 16)):
         assert encoder.features(empty).shape == (0, 64)
@@ -118,7 +118,7 @@ def test_images_in_every_form_that_people_have(encoder: FrozenEncoder) -> None:
 def test_views_in_every_form_that_people_have(encoder: FrozenEncoder) -> None:
     views = encoder.views(IMAGES)
     mean, std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
-    normalized = normalise(views, mean, std)
+    normalized = normalize(views, mean, std)
     for taps in (Taps(), Taps(mask=0.5)):
         expected = encoder.features(IMAGES, taps)
         forms: list[Any] = [
@@ -204,7 +204,7 @@ def test_arrays_that_are_no_such_images(encoder: FrozenEncoder, image: np.ndarra
         encoder.features([image])
 
 
-def test_size_and_normalisation_are_those_of_the_training(tmp_path: Path) -> None:
+def test_size_and_normalization_are_those_of_the_training(tmp_path: Path) -> None:
     config = {"data": {"rand_size": 12, "mean": None, "std": None}}
     path = official_file(
         tmp_path / "ours.pth.tar", config=config, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
-from msn.evaluation.knn import knn, knn_sweep, neighbours
+from msn.evaluation.knn import knn, knn_sweep, neighbors
 from msn.runtime.errors import UserError
 
 TEMPERATURE = 0.07
@@ -17,11 +17,11 @@ def vote(distances: np.ndarray) -> np.ndarray:
 
 
 def clusters(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Train and query points of 6 classes, overlapping so far that neighbours disagree."""
+    """Train and query points of 6 classes, overlapping so far that neighbors disagree."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(6, 10, generator=generator)
+    centers = torch.randn(6, 10, generator=generator)
     labels = torch.randint(6, (400,), generator=generator)
-    points = centres[labels] + 2 * torch.randn(400, 10, generator=generator)
+    points = centers[labels] + 2 * torch.randn(400, 10, generator=generator)
     points *= torch.rand(400, 1, generator=generator) + 0.1  # lengths must not matter
     return points[:300], labels[:300], points[300:], labels[300:]
 
@@ -63,7 +63,7 @@ def test_equal_votes_go_to_the_smallest_label() -> None:
         assert found.top1 == 100
 
 
-def test_a_nearer_neighbour_outvotes_two_farther_ones() -> None:
+def test_a_nearer_neighbor_outvotes_two_farther_ones() -> None:
     train = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6]])
     labels, query = torch.tensor([0, 1, 1]), torch.tensor([[2.0, 0.0]])
     # exp(1 / T) > 2 exp(.8 / T) for T < .2 / log 2 = .289
@@ -78,11 +78,11 @@ def test_too_few_training_images() -> None:
         knn(*data, k=301)
 
 
-def test_neighbours_come_nearest_first() -> None:
+def test_neighbors_come_nearest_first() -> None:
     train, _, queries, _ = clusters(seed=2)
     similarity = torch.cosine_similarity(queries[:, None], train[None], dim=2)
     expected = similarity.argsort(dim=1, descending=True)[:, :5]
-    assert torch.equal(neighbours(train, queries, k=5), expected)
+    assert torch.equal(neighbors(train, queries, k=5), expected)
 
 
 def test_a_sweep_gives_what_each_setting_gives_alone() -> None:

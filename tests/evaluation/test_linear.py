@@ -17,7 +17,7 @@ from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
 from msn.train.learning import linear_evaluation
 from tests.runtime.test_lock import held_by_another
-from tests.support.labelled import CPU, listed, values, write
+from tests.support.labeled import CPU, listed, values, write
 from tests.support.processes import run_on
 from tests.support.runs import Broken, assert_same, break_at
 

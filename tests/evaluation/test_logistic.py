@@ -11,8 +11,8 @@ from msn.runtime.errors import UserError
 def blobs(classes: int, noise: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat(12)
-    centres = torch.randn(classes, 8, generator=torch.Generator().manual_seed(9))
-    points = centres[labels] + noise * torch.randn(len(labels), 8, generator=generator)
+    centers = torch.randn(classes, 8, generator=torch.Generator().manual_seed(9))
+    points = centers[labels] + noise * torch.randn(len(labels), 8, generator=generator)
     return prepare(points.double()), labels
 
 
@@ -73,7 +73,7 @@ def test_accuracies() -> None:
     assert accuracy(fit(*blobs(5), lambd=1.0), *blobs(5)).top5 is None
 
 
-def test_features_are_centred_and_scaled_sample_by_sample() -> None:
+def test_features_are_centered_and_scaled_sample_by_sample() -> None:
     x = torch.tensor([[1.0, 2.0, 6.0], [5.1, 5.1, 5.1], [0.0, -3.0, 3.0]])
     for dtype in (torch.float32, torch.float64):
         expected = [np.array([-2, -1, 3]) / 14**0.5, np.zeros(3), np.array([0, -1, 1]) / 2**0.5]
@@ -96,7 +96,7 @@ def test_the_strength_that_cross_validation_chooses() -> None:
     assert choose_lambda(clear, labels) == max(LAMBDAS), "of equals, the strongest"
     kept = accuracy(fit(noisy, labels, lambd=chosen), fresh, truth).top1
     assert kept >= accuracy(fit(noisy, labels, lambd=LAMBDAS[0]), fresh, truth).top1
-    with pytest.raises(UserError, match=r"--lambd auto .* two labelled images"):
+    with pytest.raises(UserError, match=r"--lambd auto .* two labeled images"):
         choose_lambda(clear[:4], labels[:4])
 
 

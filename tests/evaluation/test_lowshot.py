@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from msn.data.classes import labelled_splits
+from msn.data.classes import labeled_splits
 from msn.data.sources.digits import Digits
 from msn.evaluation.features import evaluation_images, raw_pixels
 from msn.evaluation.logistic import prepare
@@ -15,8 +15,8 @@ def blobs(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Overlapping classes of different sizes, at least 15 points in each."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(classes).repeat_interleave(15 + 4 * torch.arange(classes))
-    centres = torch.randn(classes, 8, generator=generator)
-    return centres[labels] + torch.randn(len(labels), 8, generator=generator), labels
+    centers = torch.randn(classes, 8, generator=generator)
+    return centers[labels] + torch.randn(len(labels), 8, generator=generator), labels
 
 
 def test_each_class_gives_as_many_images_and_fewer_are_among_more() -> None:
@@ -76,7 +76,7 @@ def test_too_few_images(labels: list[int], message: str) -> None:
 
 
 def test_pixels_of_the_digits() -> None:
-    splits = labelled_splits(Digits(split="train"), Digits(split="val"))
+    splits = labeled_splits(Digits(split="train"), Digits(split="val"))
     train, val = (evaluation_images(images, image_size=16) for images in (splits.train, splits.val))
     for count, expected in ((1, 66.9), (5, 86.2)):  # figures of an independent trial
         found = low_shot(

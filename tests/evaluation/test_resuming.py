@@ -15,7 +15,7 @@ from msn.train.learning import linear_evaluation
 from msn.train.saving import copied
 from tests.evaluation.test_finetune import learner
 from tests.evaluation.test_linear import config, latest
-from tests.support.labelled import CPU
+from tests.support.labeled import CPU
 
 HEAD = "heads.0.linear.weight"
 NAN = torch.full((10, 48), torch.nan)

@@ -45,7 +45,7 @@ def losses_of_all_cases(name: str, dtype: torch.dtype) -> list[dict[str, Tensor]
         found.append(
             {
                 "ploss": losses.cross_entropy.detach(),
-                "rloss": losses.regulariser.detach(),
+                "rloss": losses.regularizer.detach(),
                 "sloss": losses.entropy.detach(),
                 "targets": losses.log_targets.exp(),
                 "ga": anchors.grad,

@@ -45,7 +45,7 @@ def views(record: Golden, dtype: torch.dtype) -> list[Tensor]:
 
 
 def encode(model: VisionTransformer, images: list[Tensor], keep: Tensor | None) -> Tensor:
-    """As the official forward: neighbours of one width together, only the first group masked."""
+    """As the official forward: neighbors of one width together, only the first group masked."""
     outputs = []
     for i, (_, group) in enumerate(groupby(images, key=lambda view: view.shape[-1])):
         outputs.append(model(torch.cat(list(group)), keep if i == 0 else None))

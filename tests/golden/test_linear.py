@@ -1,4 +1,4 @@
-"""The optimiser and the classifier of the linear evaluation."""
+"""The optimizer and the classifier of the linear evaluation."""
 
 import ast
 import re
@@ -57,7 +57,7 @@ def test_sgd(name: str, dtype: torch.dtype) -> None:
 
 
 def test_gradients_are_left_alone() -> None:
-    """The official optimiser overwrites them where there is no weight decay."""
+    """The official optimizer overwrites them where there is no weight decay."""
     weight = nn.Parameter(torch.ones(3))
     optimizer = MomentumSGD([{"params": [weight], "lr": 0.2}])
     weight.sum().backward()

@@ -76,7 +76,7 @@ def test_every_combination(name: str, dtype: torch.dtype) -> None:
             targets = losses.log_targets.exp()
             results = {
                 "ploss": losses.cross_entropy,
-                "rloss": losses.regulariser * me_max,
+                "rloss": losses.regularizer * me_max,
                 "sloss": losses.entropy * use_ent,
                 "targets": targets,
                 "np": torch.tensor(float(targets.argmax(dim=1).unique().numel())),
@@ -120,7 +120,7 @@ def test_fragile_cases_are_finite_and_true(case: str, dtype: torch.dtype) -> Non
         ent_weight=0.3,
     )
     float64 = dtype == torch.float64
-    scalars = torch.stack([losses.cross_entropy, losses.regulariser, losses.entropy, losses.total])
+    scalars = torch.stack([losses.cross_entropy, losses.regularizer, losses.entropy, losses.total])
     pairs = {
         "scalars": scalars,
         "targets": losses.log_targets.exp(),

@@ -126,7 +126,7 @@ def numbers(parts: Parts, step: int, views: Views, seen: dict[str, Tensor]) -> d
     return {
         "loss": float(output.loss.detach()),
         "ploss": float(losses.cross_entropy.detach()),
-        "rloss": float(losses.regulariser.detach()),
+        "rloss": float(losses.regularizer.detach()),
         "ent": float(losses.entropy.detach()),
         "lr": parts.optimizer.param_groups[-1]["lr"],
         "wd": parts.optimizer.param_groups[0]["weight_decay"],

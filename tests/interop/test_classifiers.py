@@ -18,7 +18,7 @@ from msn.runtime.checkpoint import load
 from msn.runtime.errors import UserError
 from msn.train.learning import finetune, linear_evaluation
 from tests.support.encoders import images, relative
-from tests.support.labelled import CPU, pretrained, values
+from tests.support.labeled import CPU, pretrained, values
 
 VIEWS = images(8, batch=5, channels=1)
 
@@ -65,7 +65,7 @@ def test_a_linear_classifier_with_unit_length(
     assert cli.main([*words, "--head", str(head)]) == 2
     assert "scales each token to length 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    graph = Graph(with_linear_head(reading.read(weights), head), "logits", normalise=False)
+    graph = Graph(with_linear_head(reading.read(weights), head), "logits", normalize=False)
     assert relative(graph(VIEWS), ours(weights, head, normalize=True)) < 1e-5
 
 

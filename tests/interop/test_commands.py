@@ -66,7 +66,7 @@ def test_exports_are_read_without_us(latest: Path, tmp_path: Path, form: str) ->
 
 
 def test_what_comes_back_starts_a_new_run(latest: Path, tmp_path: Path) -> None:
-    """Export, import, `meta.init_from`: the weights of the target, a fresh optimiser."""
+    """Export, import, `meta.init_from`: the weights of the target, a fresh optimizer."""
     out, weights = str(tmp_path / "out"), str(tmp_path / "weights.pth.tar")
     assert cli.main(["export", str(latest), "--to", "huggingface", out]) == 0
     assert cli.main(["import", out, "--as", "official", weights]) == 0

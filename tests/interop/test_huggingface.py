@@ -24,7 +24,7 @@ from transformers import (
     ViTMSNModel,
 )
 
-from msn.data.batch import normalise
+from msn.data.batch import normalize
 from msn.data.views import eval_view
 from msn.interop import huggingface, reading
 from msn.interop.tensorfile import read_file
@@ -113,8 +113,8 @@ def test_the_processor_makes_the_evaluation_view(
     processor = AutoImageProcessor.from_pretrained(written(tmp_path / "a", weights))
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     found = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
-    mean, std = (torch.tensor(values) for values in weights.normalisation)
-    expected = normalise(torch.from_numpy(eval_view(pixels, side)), mean, std)
+    mean, std = (torch.tensor(values) for values in weights.normalization)
+    expected = normalize(torch.from_numpy(eval_view(pixels, side)), mean, std)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # crops, so not a pixel is off
 
 

@@ -48,12 +48,12 @@ def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
     assert torch.equal(ours["prototypes"], theirs["prototypes"])
 
 
-def test_an_unofficial_width_keeps_its_heads_and_normalisation(tmp_path: Path) -> None:
+def test_an_unofficial_width_keeps_its_heads_and_normalization(tmp_path: Path) -> None:
     path, weights = tmp_path / "a.pth.tar", random_weights(in_chans=1)
     official.write(path, weights)
     back = reading.read(path)
     assert back.architecture == weights.architecture
-    assert back.normalisation == weights.normalisation
+    assert back.normalization == weights.normalization
     assert read(path).architecture == weights.architecture  # and in evaluation
     with pytest.raises(UserError, match=r"48 wide .* give --num-heads"):
         weights_from(weights.encoder, path=path)

@@ -74,7 +74,7 @@ def test_what_a_release_holds(runs: Path, tmp_path: Path) -> None:
     weights = reading.read(out)
     state = checkpoint.load(runs / "half" / "tiny-latest.pth.tar")
     assert same(weights.encoder | weights.head, state["target_encoder"])
-    assert weights.normalisation.mean == pytest.approx(state["mean"])
+    assert weights.normalization.mean == pytest.approx(state["mean"])
 
 
 def test_changed_and_missing_files_are_listed(runs: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The released weights give the published features, wherever they are in the cache.
 
 The values are those that transformers publishes for its converted copies: the first three of the
-normalised class token, for COCO image 000000039769 resized to 224 x 224.
+normalized class token, for COCO image 000000039769 resized to 224 x 224.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def test_published_features(name: str) -> None:
             pytest.skip(f"{path} is not there; get it with: msn import official:{name}, COCO")
     resized = Image.open(image).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
     read = reading.read(weights)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in read.normalisation)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in read.normalization)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
     features = read.build().cls(((pixels - mean) / std)[None])[0, :3]
     torch.testing.assert_close(features, torch.tensor(EXPECTED[name]), atol=1e-4, rtol=1e-4)

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor
 
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
 from msn.interop import huggingface, official, reading, timm_vit
 from msn.interop.weights import weights_from
@@ -20,15 +20,15 @@ from msn.models.encoder import build_encoder
 from msn.models.head import projection_head
 from tests.support.encoders import TINY, random_tensors, random_weights, same
 
-OTHERS = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+OTHERS = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 @pytest.mark.parametrize("form", [official, huggingface, timm_vit])
-def test_normalisation_and_heads_go_along(tmp_path: Path, form: ModuleType) -> None:
+def test_normalization_and_heads_go_along(tmp_path: Path, form: ModuleType) -> None:
     weights = replace(random_weights(), stated=OTHERS)
     form.write(tmp_path / "a", weights)
     back = reading.read(tmp_path / "a")
-    assert back.normalisation == OTHERS
+    assert back.normalization == OTHERS
     assert back.architecture == weights.architecture
     assert same(back.encoder, weights.encoder)
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from msn.data.batch import normalise
+from msn.data.batch import normalize
 from msn.data.views import eval_view
 from msn.interop import reading, timm_vit
 from msn.interop.tensorfile import read_file
@@ -46,7 +46,7 @@ def test_any_size_as_a_folder(tmp_path: Path, size: EncoderSize, classes: int) -
     timm_vit.write(tmp_path / "a", weights)
     model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()
     assert model.pretrained_cfg["tag"] == "msn"
-    assert tuple(model.pretrained_cfg["mean"]) == weights.normalisation.mean
+    assert tuple(model.pretrained_cfg["mean"]) == weights.normalization.mean
     side = weights.architecture.image_size
     assert tuple(model.pretrained_cfg["input_size"]) == (1, side, side)
     views = images(side, channels=1)
@@ -65,8 +65,8 @@ def test_its_transform_makes_the_evaluation_view(
     model = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    mean, std = (torch.tensor(values) for values in weights.normalisation)
-    expected = normalise(torch.from_numpy(eval_view(pixels, side)), mean, std)
+    mean, std = (torch.tensor(values) for values in weights.normalization)
+    expected = normalize(torch.from_numpy(eval_view(pixels, side)), mean, std)
     torch.testing.assert_close(transform(Image.fromarray(pixels)), expected, rtol=0, atol=1e-5)
 
 

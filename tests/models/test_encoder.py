@@ -34,7 +34,7 @@ def test_agrees_with_timm_at_the_stored_size() -> None:
         torch.testing.assert_close(own.cls(images), peer(images), atol=1e-5, rtol=1e-5)
 
 
-def test_official_initialisation() -> None:
+def test_official_initialization() -> None:
     model = build_encoder(ENCODERS["deit_tiny"])
     for name, parameter in model.named_parameters():
         value = parameter.detach()

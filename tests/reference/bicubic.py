@@ -16,12 +16,12 @@ def cubic(x: float, a: float = -0.75) -> float:
 
 
 def weights(length: int, new_length: int) -> np.ndarray:
-    """(new_length, length) matrix: each output sample reads four neighbours, borders repeated."""
+    """(new_length, length) matrix: each output sample reads four neighbors, borders repeated."""
     matrix = np.zeros((new_length, length))
     for i in range(new_length):
-        centre = (i + 0.5) * length / new_length - 0.5
-        for j in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            matrix[i, min(max(j, 0), length - 1)] += cubic(centre - j)
+        center = (i + 0.5) * length / new_length - 0.5
+        for j in range(math.floor(center) - 1, math.floor(center) + 3):
+            matrix[i, min(max(j, 0), length - 1)] += cubic(center - j)
     return matrix
 
 

@@ -219,7 +219,7 @@ def test_bad_images_are_those_of_all_processes(tmp_path: Path) -> None:
         assert f"repair those listed in {tmp_path / str(rank)}.csv and by the other proc" in said
 
 
-def neighbours() -> tuple[int, int]:
+def neighbors() -> tuple[int, int]:
     together = collectives.sharing_cores()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[collectives.rank() % len(cores)]})
@@ -230,7 +230,7 @@ def neighbours() -> tuple[int, int]:
 def test_processes_on_the_same_cores_share_them_out() -> None:
     """And SLURM may give each its own."""
     apart = 1 if len(os.sched_getaffinity(0)) > 1 else 2
-    assert run_on(2, neighbours) == [(2, apart)] * 2
+    assert run_on(2, neighbors) == [(2, apart)] * 2
 
 
 def balanced(log_p: Tensor) -> tuple[Tensor, Tensor]:

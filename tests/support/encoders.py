@@ -102,7 +102,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def images(*size: int, batch: int = 2, channels: int = 3) -> Tensor:
-    """Normalised images (B, C, H, W)."""
+    """Normalized images (B, C, H, W)."""
     height, width = size[0], size[-1]
     generator = torch.Generator().manual_seed(2)
     return torch.randn(batch, channels, height, width, generator=generator)

@@ -59,7 +59,7 @@ def tiny_parts(folder: Path, **changes: Any) -> Parts:
 
 
 def batches(parts: Parts, batch_size: int, count: int) -> list[Views]:
-    """The first normalised batches of a run."""
+    """The first normalized batches of a run."""
     order = Order(len(parts.source), batch_size, parts.steps_per_epoch, parts.seed)
     loaded = training_batches(
         parts.source, parts.views, order, start_step=0, stop_step=count, num_workers=0

@@ -10,9 +10,9 @@ TRAIN, VAL = 6, 4  # images of each class
 
 
 def make_tree(root: Path) -> list[list[str]]:
-    """`root`/images/{train,val}: a colour for each class, with noise. Training names by class."""
+    """`root`/images/{train,val}: a color for each class, with noise. Training names by class."""
     generator = np.random.default_rng(0)
-    colours = generator.integers(0, 256, (len(CLASSES), 3))
+    colors = generator.integers(0, 256, (len(CLASSES), 3))
     names = []
     for label, wnid in enumerate(CLASSES):
         for split, count in (("train", TRAIN), ("val", VAL)):
@@ -20,7 +20,7 @@ def make_tree(root: Path) -> list[list[str]]:
             folder.mkdir(parents=True)
             for number in range(count):
                 noise = generator.normal(0, 40, (24, 30, 3))
-                pixels = np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
+                pixels = np.clip(colors[label] + noise, 0, 255).astype(np.uint8)
                 stem = f"{wnid}_{7 * number + 3}" if split == "train" else f"val_{label}{number}"
                 cv2.imwrite(str(folder / f"{stem}.JPEG"), pixels)
         names.append([f"{wnid}_{7 * number + 3}.JPEG" for number in range(TRAIN)])

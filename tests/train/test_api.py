@@ -12,7 +12,7 @@ from msn.runtime import log
 from msn.runtime.errors import UserError
 from msn.train.learning import linear_evaluation
 from tests.support.experiments import write_tiny
-from tests.support.labelled import values
+from tests.support.labeled import values
 
 pytestmark = pytest.mark.slow
 

@@ -59,7 +59,7 @@ class OneDevice(TorchDispatchMode):
 
 
 def steps_on_meta(folder: Path, **changes: Any) -> tuple[Parts, StepResult]:
-    """Two training steps; the optimiser, whose fused kernel "meta" lacks, is a simple one."""
+    """Two training steps; the optimizer, whose fused kernel "meta" lacks, is a simple one."""
     parts = build_parts(tiny_config(folder, **changes), META)
     parts = replace(parts, optimizer=MomentumSGD(parts.optimizer.param_groups))
     order = Order(len(parts.source), parts.batch.own, parts.steps_per_epoch, parts.seed)

@@ -19,14 +19,14 @@ from msn.runtime.errors import RunError
 from msn.train import learning
 from msn.train.learning import linear_evaluation, training_batches
 from tests.evaluation.test_linear import beyond, config, latest
-from tests.support.labelled import CPU, ROOT, values, write
+from tests.support.labeled import CPU, ROOT, values, write
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def third_epoch_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores of 50, 80 and 70 %, and later on 60 %, whatever was learnt."""
+    """Scores of 50, 80 and 70 %, and later on 60 %, whatever was learned."""
     scores = iter([50.0, 80.0, 70.0])
     monkeypatch.setattr(learning, "measure", lambda *_: [Score(next(scores, 60.0), 99.0)])
 

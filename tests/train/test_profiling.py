@@ -28,7 +28,7 @@ def test_the_parts_of_a_step_and_a_trace(
         (found,) = re.findall(rf"^{part} +([\d.]+) +([\d.]+)$", table, re.MULTILINE)
         share[part] = float(found[1])
     assert sum(share.values()) == pytest.approx(100, abs=1)
-    assert min(share[part] for part in ("anchor forward", "backward", "optimiser")) > 0.5
+    assert min(share[part] for part in ("anchor forward", "backward", "optimizer")) > 0.5
     assert share["everything else"] < 50
 
     assert [path.name for path in folder.iterdir()] == ["tiny-trace.json"]

@@ -82,7 +82,7 @@ def test_views_of_a_small_encoder_are_magnified_and_their_names_apart() -> None:
     assert PAPER <= 220
 
 
-def test_grey_images_and_no_focal_views() -> None:
+def test_gray_images_and_no_focal_views() -> None:
     config = load_config(RECIPE, ["data.focal_views=0", "data.rand_views=3"])
     sheet = contact_sheet(config, ArrayImage(np.zeros((9, 9, 1), np.uint8), 1), epochs=2)
     assert sheet.shape == (HEADER + 2 * (224 + GAP), GAP + 4 * (224 + GAP), 3)

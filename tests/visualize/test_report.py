@@ -145,7 +145,7 @@ def picture(trained: Representation, train: EvalSet, val: EvalSet) -> Figure:
     return report._picture(train, val, trained, results, ([0, 10, 20], [3.0, 2.0, 1.0]), "run")
 
 
-def test_frames_tell_right_neighbours_from_wrong_ones() -> None:
+def test_frames_tell_right_neighbors_from_wrong_ones() -> None:
     train, val = split(12, 0), split(5, 1)
     trained = represent("trained", train, val, 1.0)
     similarity = torch.cosine_similarity(trained.val[:3, None], trained.train[None], dim=2)
@@ -154,12 +154,12 @@ def test_frames_tell_right_neighbours_from_wrong_ones() -> None:
 
     grid = picture(trained, train, val).axes[1]
     frames = [patch for patch in grid.patches if isinstance(patch, Rectangle)]
-    colours = [to_hex(frame.get_edgecolor()) for frame in frames]
-    assert colours == expected.ravel().tolist()
-    assert set(colours) == {RIGHT, WRONG}
+    colors = [to_hex(frame.get_edgecolor()) for frame in frames]
+    assert colors == expected.ravel().tolist()
+    assert set(colors) == {RIGHT, WRONG}
     # Not by color alone: a cross in each frame that is wrong, and one in the key.
     crosses = [line for line in grid.lines if line.get_marker() == "X"]
-    assert len(crosses) == colours.count(WRONG) + 1
+    assert len(crosses) == colors.count(WRONG) + 1
     shown = [np.asarray(image.get_array()) for image in grid.images]
     wanted = [val.images[1], *train.images[nearest[1]]]  # the second row
     for found, image in zip(shown[6:12], wanted, strict=True):

@@ -13,7 +13,7 @@ from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench, result_path
 from msn.config.load import Config
 from msn.config.protocol import Protocol
-from msn.data.labelled import LabelledSet
+from msn.data.labeled import LabeledSet
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, evaluation_images, raw_pixels
 from msn.evaluation.frozen import frozen
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the table and write it as Markdown."""
     bench = open_bench(options)
     path = result_path(options, "evaluation.md")
-    splits = bench.labelled(options.max_images)
+    splits = bench.labeled(options.max_images)
     pixels = [_pixels(bench, images) for images in (splits.train, splits.val)]
     bench.settle()
     # The same images for all: one that went bad only since is an error.
@@ -78,14 +78,14 @@ def _untrained(bench: Bench) -> Bench:
     return bench._replace(encoder=encoder)
 
 
-def _features(bench: Bench, sets: Sequence[LabelledSet]) -> list[Tensor]:
+def _features(bench: Bench, sets: Sequence[LabeledSet]) -> list[Tensor]:
     """Of the train and the val split."""
     found = [bench.features(images)[0] for images in sets]
     bench.settle()
     return found
 
 
-def _pixels(bench: Bench, images: LabelledSet) -> EvalSet:
+def _pixels(bench: Bench, images: LabeledSet) -> EvalSet:
     return evaluation_images(
         images,
         image_size=min(PIXELS, bench.encoder.image_size),

@@ -14,7 +14,7 @@ def run(options: argparse.Namespace) -> None:
     path = result_path(options, "knn.json")
     taps, device = taps_of(options), bench.encoder.devices[0]
     # Masked or not, the held-out images are seen whole.
-    splits = bench.labelled()
+    splits = bench.labeled()
     known = bench.features(splits.train, taps=taps)
     asked = bench.features(splits.val, taps=taps._replace(mask=0))
     bench.settle()

@@ -15,7 +15,7 @@ from torch import Tensor
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, beside, open_bench, result_path
 from msn.data.classes import Splits
-from msn.data.labelled import LabelledSet
+from msn.data.labeled import LabeledSet
 from msn.data.subsets import read_subset
 from msn.evaluation.curve import (
     LabelSet,
@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
     path = result_path(options, "logistic.json")
     if options.plot:
         prepare_place(options.plot)
-    splits = bench.labelled()
-    sets, train, train_labels = _labelled_features(options, bench, splits)
+    splits = bench.labeled()
+    sets, train, train_labels = _labeled_features(options, bench, splits)
     val, val_labels = bench.features(splits.val)  # with a mask too, these are seen whole
     bench.settle()
     outcomes = label_curve(
@@ -92,10 +92,10 @@ def _official_words(options: argparse.Namespace) -> None:
         options.cache = beside(options.weights, "features")
 
 
-def _labelled_features(
+def _labeled_features(
     options: argparse.Namespace, bench: Bench, splits: Splits
 ) -> tuple[list[LabelSet], Tensor, Tensor]:
-    """The sets of labelled images; features and labels of all that are in any of them."""
+    """The sets of labeled images; features and labels of all that are in any of them."""
     labels = splits.train.labels.copy()
     while True:
         chosen = _label_sets(options, replace(splits.train, labels=labels), splits.names)
@@ -109,7 +109,7 @@ def _labelled_features(
 
 
 def _label_sets(
-    options: argparse.Namespace, train: LabelledSet, names: Sequence[str]
+    options: argparse.Namespace, train: LabeledSet, names: Sequence[str]
 ) -> list[tuple[str, np.ndarray]]:
     """Name and images of each set; those with a label of -1 are in none."""
     if options.subset_path and options.images_per_class:

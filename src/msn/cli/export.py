@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
 def write(weights: Weights, options: argparse.Namespace) -> None:
     """Write weights in one of the formats but `release`."""
     if options.to in ("onnx", "torch"):
-        graph = Graph(weights, options.tap, normalise=options.normalise)
+        graph = Graph(weights, options.tap, normalize=options.normalize)
         images = torch.rand(2, weights.architecture.in_chans, *image_size(weights, options))
         if options.to == "onnx":
             write_onnx(options.out, graph, images, opset=options.opset)

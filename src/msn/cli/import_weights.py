@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         name = options.source.removeprefix(ZOO)
         source = zoo.fetch(name, given=options.given, expected=options.sha256)
         model_name = model_name or zoo.MODELS[name]
-        print(f"{source}\nSHA-256  {release.sha256(source)}\nlicence  {zoo.LICENCE}")
+        print(f"{source}\nSHA-256  {release.sha256(source)}\nlicense  {zoo.LICENCE}")
     weights = reading.read(source, num_heads=options.num_heads, model_name=model_name)
     print(describe(weights))
     if options.format:

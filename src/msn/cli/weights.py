@@ -11,9 +11,9 @@ from torch import Tensor
 
 from msn.config.load import load_images
 from msn.config.sections.data import Images
-from msn.data.classes import Splits, labelled_splits
+from msn.data.classes import Splits, labeled_splits
 from msn.data.image import BadImage
-from msn.data.labelled import LabelledSet
+from msn.data.labeled import LabeledSet
 from msn.data.loader import worker_count
 from msn.data.sources import Source, open_source
 from msn.data.unreadable import Unreadable
@@ -46,14 +46,14 @@ class Bench(NamedTuple):
         images = self.images.model_copy(update={"channels": self.encoder.channels})
         return open_source(images, split)
 
-    def labelled(self, max_images: int | None = None) -> Splits:
+    def labeled(self, max_images: int | None = None) -> Splits:
         """The train and the val split, their classes matched.
 
         Raises:
             UserError: one is missing, or has no labels.
         """
         train, val = self.open("train"), self.open("val")
-        splits = labelled_splits(train, val, max_images=max_images)
+        splits = labeled_splits(train, val, max_images=max_images)
         if len(train) == len(val) and _first_stamp(train) == _first_stamp(val):
             raise UserError(
                 "the images have no val split: training and held-out images would be the same;"
@@ -78,7 +78,7 @@ class Bench(NamedTuple):
             unreadable=self.unreadable,
         )
 
-    def features(self, images: LabelledSet, *, taps: Taps = MSN_TAPS) -> tuple[Tensor, Tensor]:
+    def features(self, images: LabeledSet, *, taps: Taps = MSN_TAPS) -> tuple[Tensor, Tensor]:
         """Features (N, D) and labels (N,) of those images that can be read, likewise."""
         found = self.extract(images.source, indices=images.chosen, taps=taps)
         return found.features, torch.from_numpy(images.labels[found.indices])

@@ -21,7 +21,7 @@ from msn.config.sections.evaluation import (
     FinetuneCriterion,
     FinetuneMeta,
     FinetuneOptimization,
-    LabelledImages,
+    LabeledImages,
     LinearMeta,
     LinearOptimization,
 )
@@ -190,7 +190,7 @@ class EvaluationFile(RunFile):
         "meta": ("master_port", "device", "copy_data")
     }
 
-    data: LabelledImages
+    data: LabeledImages
     logging: EvaluationLogging
     meta: LinearMeta = LinearMeta()
 

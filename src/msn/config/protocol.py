@@ -11,13 +11,13 @@ class Protocol(NamedTuple):
     """Settings of the low-shot table and of k-NN."""
 
     images_per_class: tuple[int, ...] = (1, 2, 5)
-    """Labelled images of each class; a number that the smallest class cannot give is left out."""
+    """Labeled images of each class; a number that the smallest class cannot give is left out."""
     draws: int = 20
-    """Of the labelled images, for the mean and spread of each of these columns."""
+    """Of the labeled images, for the mean and spread of each of these columns."""
     seed: int = 0
     """Of the draws."""
     k: int = 20
-    """Neighbours that vote."""
+    """Neighbors that vote."""
     temperature: float = 0.07
     """Of that vote."""
 

@@ -86,8 +86,8 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Centre:
-    """Resize the short side to size / crop_pct, then cut out the centre."""
+class Center:
+    """Resize the short side to size / crop_pct, then cut out the center."""
 
     size: int
     crop_pct: float
@@ -108,11 +108,11 @@ class Centre:
 
 
 def through_pil(transform: Compose, pixels: np.ndarray) -> np.ndarray:
-    """Apply a transform of RGB images to uint8 (H, W, C); grey ones are grey again afterwards."""
-    grey = pixels.shape[2] == 1
-    image = PIL.Image.fromarray(np.repeat(pixels, 3, axis=2) if grey else pixels)
+    """Apply a transform of RGB images to uint8 (H, W, C); gray ones are gray again afterwards."""
+    gray = pixels.shape[2] == 1
+    image = PIL.Image.fromarray(np.repeat(pixels, 3, axis=2) if gray else pixels)
     view = np.ascontiguousarray(transform(image).permute(1, 2, 0).numpy())
-    return cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)[..., None] if grey else view
+    return cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)[..., None] if gray else view
 
 
 def _posterize(image: PIL.Image.Image, bits: int, **unused: object) -> PIL.Image.Image:

@@ -74,7 +74,7 @@ class Views:
     def normalized(self, mean: Tensor, std: Tensor) -> "Views":
         """Turn uint8 views into normalized floats, finished on the device of `mean` and `std`."""
         if self.draws is None:
-            return self.each(lambda views: normalise(views, mean, std))
+            return self.each(lambda views: normalize(views, mean, std))
         kinds: dict[str, Tensor] = {}
         start = 0
         # Neighbors of one size are augmented together: fewer kernels to launch.
@@ -100,7 +100,7 @@ def allocate(spec: ViewSpec, batch_size: int, channels: int, *lead: int) -> View
     return Views(kinds, draws)
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (..., H, W, C) to float (..., C, H, W): `(x / 255 - mean) / std` by channel.
 
     Args:
@@ -109,18 +109,18 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         std: (C,), likewise.
     """
     floats = images.to(mean.device, non_blocking=True).to(mean.dtype)
-    return _standardised(floats, mean, std).movedim(-1, -3)
+    return _standardized(floats, mean, std).movedim(-1, -3)
 
 
 def _augmented(images: Tensor, draws: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (V, B, H, W, C) and (V, B, COLUMNS) to normalised (V, B, C, H, W)."""
+    """uint8 (V, B, H, W, C) and (V, B, COLUMNS) to normalized (V, B, C, H, W)."""
     if not images.numel():
         return images.movedim(-1, -3).to(mean.dtype)
     floats = augment(images.flatten(0, 1), draws.flatten(0, 1).numpy(), mean.dtype)
-    floats = _standardised(floats, mean[:, None, None], std[:, None, None])
+    floats = _standardized(floats, mean[:, None, None], std[:, None, None])
     views: Tensor = floats.unflatten(0, images.shape[:2])
     return views
 
 
-def _standardised(floats: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def _standardized(floats: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return torch.addcmul(-mean / std, floats, 1 / (255 * std))

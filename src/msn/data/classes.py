@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from msn.data.labelled import LabelledSet, evenly_spaced
+from msn.data.labeled import LabeledSet, evenly_spaced
 from msn.data.sources import Source
 from msn.runtime.errors import UserError, printable
 from msn.runtime.wording import counted
@@ -26,14 +26,14 @@ class Splits:
         notes: what the user should know of these splits, a line each.
     """
 
-    train: LabelledSet
-    val: LabelledSet
+    train: LabeledSet
+    val: LabeledSet
     classes: int
     names: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def labelled_splits(
+def labeled_splits(
     train: Source,
     val: Source,
     *,
@@ -56,7 +56,7 @@ def labelled_splits(
             `num_classes`.
     """
     sets = [
-        _labelled(source, split, max_images, section)
+        _labeled(source, split, max_images, section)
         for source, split in ((train, "train"), (val, "val"))
     ]
     present = [np.unique(images.labels[images.chosen]) for images in sets]
@@ -108,9 +108,9 @@ def split_notes(source: Source, split: str) -> list[str]:
     labels, names, notes = source.labels(), source.classes(), []
     if labels is None:
         return []
-    unlabelled = int((labels < 0).sum())
-    if unlabelled:
-        notes.append(f"{unlabelled} of {len(labels)} {split} images have no label and are left out")
+    unlabeled = int((labels < 0).sum())
+    if unlabeled:
+        notes.append(f"{unlabeled} of {len(labels)} {split} images have no label and are left out")
     if names:
         with_images = set(np.unique(labels).tolist())
         empty = [name for i, name in enumerate(names) if i not in with_images]
@@ -124,25 +124,25 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:NAMED])) + ", ..." * (len(names) > NAMED)
 
 
-def _labelled(source: Source, split: str, max_images: int | None, section: str) -> LabelledSet:
+def _labeled(source: Source, split: str, max_images: int | None, section: str) -> LabeledSet:
     labels = source.labels()
     if labels is None:
         raise UserError(
             f"the {split} split has no labels; evaluation needs {source.label_rule}"
             f" ({section}.root_path, {section}.image_folder)"
         )
-    labelled = np.flatnonzero(labels >= 0)
-    return LabelledSet(source, labels, labelled[evenly_spaced(len(labelled), max_images)])
+    labeled = np.flatnonzero(labels >= 0)
+    return LabeledSet(source, labels, labeled[evenly_spaced(len(labeled), max_images)])
 
 
-def _renumbered(images: LabelledSet, labels: np.ndarray, numbers: np.ndarray) -> LabelledSet:
+def _renumbered(images: LabeledSet, labels: np.ndarray, numbers: np.ndarray) -> LabeledSet:
     """With `numbers` in place of the sorted `labels`, and -1 for images that are not chosen."""
     own = np.full(len(images.source), -1, dtype=np.int64)
     own[images.chosen] = numbers[np.searchsorted(labels, images.labels[images.chosen])]
-    return LabelledSet(images.source, own, images.chosen)
+    return LabeledSet(images.source, own, images.chosen)
 
 
-def _lacking_notes(lacking: list[str], val: LabelledSet, classes: int) -> list[str]:
+def _lacking_notes(lacking: list[str], val: LabeledSet, classes: int) -> list[str]:
     if not lacking:
         return []
     wrong = int((val.labels >= classes).sum())

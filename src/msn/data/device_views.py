@@ -44,7 +44,7 @@ def augment(images: Tensor, draws: np.ndarray, dtype: torch.dtype = torch.float3
 def jitter(images: Tensor, operations: np.ndarray, factors: np.ndarray) -> Tensor:
     """Brightness, contrast, saturation and hue of each image in its own order; may write to them.
 
-    The first three blend an image with a reference (black, its mean grey, its grey version), and
+    The first three blend an image with a reference (black, its mean gray, its gray version), and
     are one computation for the whole batch; hue is between any of them.
 
     Args:
@@ -52,8 +52,8 @@ def jitter(images: Tensor, operations: np.ndarray, factors: np.ndarray) -> Tenso
         operations: (N, 4), the operation at each place.
         factors: (N, 4), of the operation at that place.
     """
-    colour = images.shape[1] == 3
-    blends = operations < (Operation.HUE if colour else Operation.SATURATION)
+    color = images.shape[1] == 3
+    blends = operations < (Operation.HUE if color else Operation.SATURATION)
     kinds = operations[blends].reshape(len(images), -1)
     strengths = factors[blends].reshape(kinds.shape)
     is_hue = operations == Operation.HUE
@@ -61,7 +61,7 @@ def jitter(images: Tensor, operations: np.ndarray, factors: np.ndarray) -> Tenso
     place = is_hue.argmax(axis=1)
     for step in range(kinds.shape[1] + 1):
         now = (place == step) & (turns != 0)
-        for chosen in _chosen(now & colour, images):
+        for chosen in _chosen(now & color, images):
             images[chosen] = hue(images[chosen], _to(turns[now], images))
         if step < kinds.shape[1] and (strengths[:, step] != 1).any():
             images = _blend(images, kinds[:, step], strengths[:, step])
@@ -69,7 +69,7 @@ def jitter(images: Tensor, operations: np.ndarray, factors: np.ndarray) -> Tenso
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the colour circle of images (N, 3, H, W) by (N,) shares of a full turn."""
+    """Turn the color circle of images (N, 3, H, W) by (N,) shares of a full turn."""
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
@@ -116,19 +116,19 @@ def _blend(images: Tensor, kinds: np.ndarray, strengths: np.ndarray) -> Tensor:
         np.where(rest == 0, 0, _CUT_OFF),
     )
     numbers = _to(np.stack(columns), images)[..., None, None, None]
-    strength, of_mean, of_grey, offset = numbers
-    grey = _luma(images)
-    reference = torch.addcmul(of_mean * grey.mean((-2, -1), keepdim=True) + offset, of_grey, grey)
+    strength, of_mean, of_gray, offset = numbers
+    gray = _luma(images)
+    reference = torch.addcmul(of_mean * gray.mean((-2, -1), keepdim=True) + offset, of_gray, gray)
     return torch.addcmul(reference, strength, images).clamp_(0, 255)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Grey, (N, C, H, W) to (N, 1, H, W)."""
+    """Gray, (N, C, H, W) to (N, 1, H, W)."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
-    grey: Tensor = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-    return grey
+    gray: Tensor = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return gray
 
 
 def _chosen(mask: np.ndarray, images: Tensor) -> tuple[Tensor, ...]:

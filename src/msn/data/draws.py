@@ -69,7 +69,7 @@ class Box(NamedTuple):
 
 
 class Operation(IntEnum):
-    """The steps of colour jitter."""
+    """The steps of color jitter."""
 
     BRIGHTNESS = 0
     CONTRAST = 1
@@ -154,7 +154,7 @@ def crop_box(
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
-    # None fits, e.g. in a very long image: the largest centred rectangle of an allowed aspect.
+    # None fits, e.g. in a very long image: the largest centered rectangle of an allowed aspect.
     h = min(height, round(width / ASPECT[0]))
     w = min(width, round(height * ASPECT[1]))
     return Box((height - h) // 2, (width - w) // 2, h, w)

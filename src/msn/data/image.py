@@ -5,7 +5,7 @@ EXIF rotation, the first frame of an animation. Whole, ordinary JPEGs are decode
 same pixels in half the time and at a fraction of the size if need be; all else by Pillow itself.
 Files of NumPy (`.npy`) hold images of any number of channels.
 
-Values of more than eight bits become levels as `msn.data.levels` says; Pillow would clip grey ones.
+Values of more than eight bits become levels as `msn.data.levels` says; Pillow would clip gray ones.
 """
 
 import io
@@ -25,7 +25,7 @@ from msn.data.levels import UnknownScale, levels, with_levels
 MAX_PIXELS = 2**30 // 12  # where Pillow starts to warn of a decompression bomb
 _END_OF_JPEG = b"\xff\xd9"
 _NPY = b"\x93NUMPY"
-_COLOUR = {
+_COLOR = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -52,7 +52,7 @@ class BadImage(Exception):
 
 
 class Image(Protocol):
-    """One image: grey, RGB, or of any other number of channels."""
+    """One image: gray, RGB, or of any other number of channels."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,7 +76,7 @@ class ArrayImage:
 
     Args:
         array: uint8 (H, W, C).
-        channels: wanted: C, or grey is repeated to RGB, or RGB becomes ITU-R 601 luma.
+        channels: wanted: C, or gray is repeated to RGB, or RGB becomes ITU-R 601 luma.
     """
 
     def __init__(self, array: np.ndarray, channels: int) -> None:
@@ -104,7 +104,7 @@ class EncodedImage:
 
     Args:
         data: the whole file.
-        channels: wanted, 1 (grey) or 3 (RGB), whatever the file holds.
+        channels: wanted, 1 (gray) or 3 (RGB), whatever the file holds.
         name: for `BadImage`.
     """
 
@@ -119,15 +119,15 @@ class EncodedImage:
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
         if self._header.ordinary_jpeg:
-            flags = _COLOUR[reduction] if self._channels == 3 else _GREY[reduction]
+            flags = _COLOR[reduction] if self._channels == 3 else _GREY[reduction]
             encoded = np.frombuffer(self._data, dtype=np.uint8)
             decoded: np.ndarray | None = cv2.imdecode(
                 encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION
             )
             if decoded is not None:
-                colour = self._channels == 3
+                color = self._channels == 3
                 pixels: np.ndarray = (
-                    cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if colour else decoded[..., None]
+                    cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB) if color else decoded[..., None]
                 )
                 return pixels
         with self._opened(io.BytesIO(self._data)) as image:
@@ -177,7 +177,7 @@ def open_image(data: bytes, channels: int, name: str) -> Image:
     Args:
         data: the whole file: encoded as JPEG, PNG or the like, or an array of NumPy (`.npy`) of a
             type that `msn.data.levels` knows, (H, W) for one channel or (H, W, channels).
-        channels: wanted. Encoded images are there as grey or RGB; arrays have to have so many.
+        channels: wanted. Encoded images are there as gray or RGB; arrays have to have so many.
         name: for `BadImage`.
 
     Raises:
@@ -196,7 +196,7 @@ def open_image(data: bytes, channels: int, name: str) -> Image:
 class _Header(NamedTuple):
     height: int
     width: int
-    ordinary_jpeg: bool  # RGB or grey, and with its end
+    ordinary_jpeg: bool  # RGB or gray, and with its end
 
 
 def _array_in(data: bytes, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msn.data.levels import UnknownScale, with_levels
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.runtime.errors import UserError
 from msn.runtime.integrity import is_dense
 
@@ -17,7 +17,7 @@ NORMALIZE = "give uint8, or normalize them first: (x - mean) / std"
 
 
 def images_or_views(
-    given: Any, channels: int, normalisation: Normalisation
+    given: Any, channels: int, normalization: Normalization
 ) -> Tensor | list[np.ndarray]:
     """Images to make views of, uint8 (H, W, C), or finished views: a tensor of either kind below.
 
@@ -27,13 +27,13 @@ def images_or_views(
             (N, C, H, W), which comes back as the former, or float (N, C, H, W), which has to be
             normalized; without N it is one. Where both axes have C numbers, the last is C.
         channels: C.
-        normalisation: that floats are meant to have.
+        normalization: that floats are meant to have.
 
     Raises:
         UserError: it is none of that; says what there is and what it must be.
     """
     if isinstance(given, Tensor):
-        return finished_views(given, channels, normalisation)
+        return finished_views(given, channels, normalization)
     if isinstance(given, PIL.Image.Image) or (isinstance(given, np.ndarray) and given.ndim < 4):
         given = [] if isinstance(given, np.ndarray) and given.shape == (0,) else [given]
     if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes):
@@ -41,7 +41,7 @@ def images_or_views(
     if len(given) and all(isinstance(one, Tensor) for one in given):
         if len({(one.shape, one.dtype, one.device) for one in given}) > 1:
             raise UserError("images: tensors of several shapes or types; give uint8 arrays instead")
-        return finished_views(torch.stack(list(given)), channels, normalisation)
+        return finished_views(torch.stack(list(given)), channels, normalization)
     return [pixels(one, channels) for one in given]
 
 
@@ -73,7 +73,7 @@ def pixels(image: Any, channels: int) -> np.ndarray:
     return found
 
 
-def finished_views(views: Tensor, channels: int, normalisation: Normalisation) -> Tensor:
+def finished_views(views: Tensor, channels: int, normalization: Normalization) -> Tensor:
     """Views that are used as they are: uint8 (N, H, W, C), or normalized float32 (N, C, H, W).
 
     Raises:
@@ -88,7 +88,7 @@ def finished_views(views: Tensor, channels: int, normalisation: Normalisation) -
     if views.dtype == torch.uint8 and (last or second):
         return found if last else found.movedim(1, 3)
     if views.is_floating_point() and second:
-        require_normalized(found.detach(), normalisation)
+        require_normalized(found.detach(), normalization)
         return found.float()
     raise UserError(
         f"a tensor of shape {tuple(views.shape)} and type {views.dtype}: must be uint8"
@@ -97,7 +97,7 @@ def finished_views(views: Tensor, channels: int, normalisation: Normalisation) -
     )
 
 
-def require_normalized(views: Tensor, normalisation: Normalisation) -> None:
+def require_normalized(views: Tensor, normalization: Normalization) -> None:
     """Refuse floats that look like pixels of 0 to 1 or 0 to 255.
 
     Raises:
@@ -108,8 +108,8 @@ def require_normalized(views: Tensor, normalisation: Normalisation) -> None:
     low, high = (float(bound) for bound in views.aminmax())
     if not np.isfinite([low, high]).all():
         raise UserError("images: floats that are not finite; give finite ones")
-    black = min(-mean / std for mean, std in zip(*normalisation, strict=True))
-    white = max((1 - mean) / std for mean, std in zip(*normalisation, strict=True))
+    black = min(-mean / std for mean, std in zip(*normalization, strict=True))
+    white = max((1 - mean) / std for mean, std in zip(*normalization, strict=True))
     if low >= 0 and high <= 1 and black < 0:
         raise UserError(
             f"images: floats of {low:.3g} to {high:.3g} are not normalized; {NORMALIZE}"

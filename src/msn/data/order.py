@@ -95,7 +95,7 @@ def _network(numbers: np.ndarray, keys: np.ndarray, half: np.uint64) -> np.ndarr
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A 64-bit mix in which every input bit moves every output bit (Murmur3's finaliser)."""
+    """A 64-bit mix in which every input bit moves every output bit (Murmur3's finalizer)."""
     x = (x ^ x >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)  # modulo 2**64
     x = (x ^ x >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
     mixed: np.ndarray = x ^ x >> np.uint64(33)

@@ -4,7 +4,7 @@ What a view looks like is decided in `msn.data.draws`; `render` makes its pixels
 are uint8 (H, W, C).
 
 The pixel operations follow those of torchvision on PIL images, several times faster; the tests
-state how close they come. Each takes and returns uint8 (H, W, C), or (H, W) for grey images.
+state how close they come. Each takes and returns uint8 (H, W, C), or (H, W) for gray images.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from msn.data.colour import adjust
+from msn.data.color import adjust
 from msn.data.draws import Box, Draw, ViewSpec, draw_view, pack
 from msn.data.image import Image
 from msn.runtime import keyed
@@ -23,7 +23,7 @@ from msn.runtime import keyed
 # A reduced image is used where every crop shrinks by this much more: its filter hardly shows then.
 REDUCING_GAP = 2
 BLUR_STEPS = 512  # kernels for each pixel of radius
-_NEGLIGIBLE = 2**-10  # weight in a kernel: a quarter of a grey level
+_NEGLIGIBLE = 2**-10  # weight in a kernel: a quarter of a gray level
 MOST_CHANNELS = 128  # of one call of OpenCV
 
 
@@ -95,7 +95,7 @@ def reduced_box(box: Box, reduction: int, shape: tuple[int, ...]) -> Box:
 def eval_view(image: np.ndarray, size: int) -> np.ndarray:
     """The one view for evaluation, uint8 (size, size, C).
 
-    The short side is resized to `eval_short_side(size)` and the centre is cut out.
+    The short side is resized to `eval_short_side(size)` and the center is cut out.
     """
     height, width, channels = image.shape
     short = eval_short_side(size)
@@ -190,7 +190,7 @@ def _kernels() -> np.ndarray:
 
 
 def _plane(image: np.ndarray) -> np.ndarray:
-    """(H, W, C), or (H, W) of a grey image (H, W, 1)."""
+    """(H, W, C), or (H, W) of a gray image (H, W, 1)."""
     return image[..., 0] if image.shape[2] == 1 else image
 
 

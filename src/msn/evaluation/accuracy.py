@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn.data.labelled import Batch
+from msn.data.labeled import Batch
 from msn.runtime import collectives
 from msn.runtime.files import write_json
 
@@ -54,18 +54,18 @@ def accuracy(
     logits: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
     *,
-    normalise: Callable[[Tensor], Tensor],
+    normalize: Callable[[Tensor], Tensor],
 ) -> list[Score]:
     """Scores of several classifiers, over the batches of all processes.
 
     Args:
         logits: (B, C, S, S) -> (classifiers, B, classes).
         batches: this process's share.
-        normalise: uint8 (B, S, S, C) to the input of `logits`.
+        normalize: uint8 (B, S, S, C) to the input of `logits`.
     """
     counts: Tensor | float = 0.0
     for batch in batches:
-        scores = logits(normalise(batch.images)).float()
+        scores = logits(normalize(batch.images)).float()
         counts = counts + _hits(scores, batch.labels.to(scores.device, non_blocking=True))
     counts = torch.as_tensor(counts)
     return _scores(collectives.gather(counts[None]).sum(dim=0))

@@ -42,7 +42,7 @@ class Point(NamedTuple):
     std: float  # sample standard deviation; 0 for a single one
     top5: float | None
     per_class: dict[int, float]
-    sets: int  # of labelled images
+    sets: int  # of labeled images
 
 
 def label_curve(
@@ -64,8 +64,8 @@ def label_curve(
         train_labels: (N,) int64.
         test: (M, D), likewise.
         test_labels: (M,) int64.
-        sets: which training images are labelled.
-        lambdas: strengths; None cross-validates on the labelled images alone.
+        sets: which training images are labeled.
+        lambdas: strengths; None cross-validates on the labeled images alone.
         solver, penalty: as for `msn.evaluation.logistic.fit`.
         say: is told each outcome.
 
@@ -73,15 +73,15 @@ def label_curve(
         UserError: as raised by `fit` and `choose_lambda`.
     """
     outcomes = []
-    for labelled in sets:
-        features, labels = train[labelled.positions], train_labels[labelled.positions]
+    for labeled in sets:
+        features, labels = train[labeled.positions], train_labels[labeled.positions]
         for wanted in lambdas:
             lambd = wanted or choose_lambda(features, labels, solver=solver, penalty=penalty)
             model = fit(features, labels, lambd=lambd, solver=solver, penalty=penalty)
             result = accuracy(model, test, test_labels)
             per_class = len(labels) / len(model.classes)
             outcomes.append(
-                Outcome(labelled.name, len(labels), per_class, lambd, wanted is None, result)
+                Outcome(labeled.name, len(labels), per_class, lambd, wanted is None, result)
             )
             say(outcomes[-1])
     return outcomes
@@ -173,7 +173,7 @@ def plot(path: Path, found: Sequence[Point]) -> None:
     ticks = sorted({point.images_per_class for point in found})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("labelled images per class")
+    axes.set_xlabel("labeled images per class")
     axes.set_ylabel("top-1 accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

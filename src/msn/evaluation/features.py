@@ -1,7 +1,7 @@
 """Compute features of images, in shards that survive an interruption, and cache them.
 
 A cache is a folder with one sub-folder for each key, and the key is made of all that changes the
-features: weights, taps, evaluation view, normalisation, precision, and the images themselves. What
+features: weights, taps, evaluation view, normalization, precision, and the images themselves. What
 is found under a key is therefore what would be computed again.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from msn.data.image import BadImage
-from msn.data.labelled import Batch, CentreCrop, LabelledSet, batches_in_turn
+from msn.data.labeled import Batch, CenterCrop, LabeledSet, batches_in_turn
 from msn.data.sources import Source
 from msn.data.unreadable import Unreadable
 from msn.data.views import eval_view
@@ -34,11 +34,11 @@ PIXELS = 32  # largest side of images whose raw pixels are a representation
 
 
 Encode = Callable[[Tensor], Tensor]
-Normalise = Callable[[Tensor], Tensor]
+Normalize = Callable[[Tensor], Tensor]
 
 
 class EvalSet(NamedTuple):
-    """Evaluation images of a labelled split, ready to be encoded again and again."""
+    """Evaluation images of a labeled split, ready to be encoded again and again."""
 
     images: Tensor  # uint8 (N, S, S, C), CPU
     labels: Tensor  # int64 (N,), CPU
@@ -49,19 +49,19 @@ class Features(NamedTuple):
     """What an encoder makes of images, in the order in which they were asked for."""
 
     features: Tensor  # float32 (N, D), CPU
-    labels: Tensor | None  # int64 (N,), CPU; None of an unlabelled source
+    labels: Tensor | None  # int64 (N,), CPU; None of an unlabeled source
     names: list[str]
     indices: np.ndarray  # int64 (N,), of the images in their source: without bad ones
 
 
 def evaluation_images(
-    images: LabelledSet,
+    images: LabeledSet,
     *,
     image_size: int,
     num_workers: int = 0,
     unreadable: Unreadable | None = None,
 ) -> EvalSet:
-    """The deterministic evaluation views of labelled images, in their order.
+    """The deterministic evaluation views of labeled images, in their order.
 
     Args:
         images: those that are chosen.
@@ -96,7 +96,7 @@ def encode_all(
     encode: Encode,
     images: Tensor,
     *,
-    normalise: Normalise,
+    normalize: Normalize,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -105,12 +105,12 @@ def encode_all(
     Args:
         encode: float (B, C, S, S) -> (B, D), with the module already in eval mode.
         images: as in `EvalSet.images`.
-        normalise: uint8 (B, S, S, C) on `device` -> float (B, C, S, S).
+        normalize: uint8 (B, S, S, C) on `device` -> float (B, C, S, S).
         batch_size: images per call of `encode`.
         device: where `encode` computes.
     """
     batches = (batch.to(device, non_blocking=True) for batch in images.split(batch_size))
-    return torch.cat([encode(normalise(batch)).float().cpu() for batch in batches])
+    return torch.cat([encode(normalize(batch)).float().cpu() for batch in batches])
 
 
 def raw_pixels(images: Tensor) -> Tensor:
@@ -269,8 +269,8 @@ def views(
     source: Source, indices: np.ndarray, *, size: int, batch_size: int, num_workers: int = 0
 ) -> Iterator[Batch]:
     """Evaluation views by batch: in place of the labels are the indices of the images."""
-    images = LabelledSet(source, np.arange(len(source)), indices)
-    return batches_in_turn(images, CentreCrop(size), batch_size=batch_size, num_workers=num_workers)
+    images = LabeledSet(source, np.arange(len(source)), indices)
+    return batches_in_turn(images, CenterCrop(size), batch_size=batch_size, num_workers=num_workers)
 
 
 def _compute(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from msn.config.load import FinetuneConfig
 from msn.config.sections.evaluation import FinetuneCriterion
-from msn.data.augment import Augment, Centre, seeded
+from msn.data.augment import Augment, Center, seeded
 from msn.evaluation.job import Job, build_job, read_weights
 from msn.interop.weights import Weights
 from msn.methods.optim import ADAM_MOMENTS, step_unless
@@ -201,7 +201,7 @@ def prepare(config: FinetuneConfig, device: torch.device) -> tuple[Job, "Finetun
             interpolation=data.interpolation,
             seed=config.meta.seed,
         ),
-        val_view=Centre(data.image_size, data.crop_pct, data.interpolation),
+        val_view=Center(data.image_size, data.crop_pct, data.interpolation),
         batch_size=optimization.batch_size * optimization.accumulate,
         epochs=optimization.epochs,
         device=device,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msn.data.batch import normalise
+from msn.data.batch import normalize
 from msn.data.inputs import images_or_views, pixels
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.data.views import eval_view
 from msn.interop import reading
 from msn.interop.architecture import digest
@@ -116,7 +116,7 @@ class FrozenEncoder:
         self.check(taps)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size {batch_size!r}: must be a whole number from 1")
-        found = images_or_views(images, self.channels, Normalisation(self.mean, self.std))
+        found = images_or_views(images, self.channels, Normalization(self.mean, self.std))
         parts = []
         for start in range(0, len(found), batch_size):
             batch = found[start : start + batch_size]
@@ -175,7 +175,7 @@ class FrozenEncoder:
         if views.is_floating_point():
             images = views.to(device)
         else:
-            images = normalise(views, *self._statistics[device])
+            images = normalize(views, *self._statistics[device])
         keep = None if keep is None else keep.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             if taps.blocks == 1 and not taps.patch_average:
@@ -219,7 +219,7 @@ def load_encoder(
 ) -> FrozenEncoder:
     """A frozen encoder from whatever `msn import` reads: a checkpoint, a folder, a release.
 
-    The architecture follows from the file. Image size and normalisation are those of the training
+    The architecture follows from the file. Image size and normalization are those of the training
     where the file tells them, else those of ImageNet.
 
     Args:
@@ -250,14 +250,14 @@ def frozen(
 ) -> FrozenEncoder:
     """A frozen encoder of weights that were read; `vit` takes their place where given.
 
-    Size and normalisation are those that are given, else the training's, else ImageNet's.
+    Size and normalization are those that are given, else the training's, else ImageNet's.
     """
     vit = vit or found.trainable()
     return FrozenEncoder(
         vit,
         image_size=image_size or found.image_size,
-        mean=mean or found.normalisation.mean,
-        std=std or found.normalisation.std,
+        mean=mean or found.normalization.mean,
+        std=std or found.normalization.std,
         digest=digest(vit.state_dict()),
         devices=devices,
         bf16=bf16,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from msn.config.load import EvaluationFile
-from msn.config.sections.evaluation import LabelledImages
-from msn.data.classes import Splits, labelled_splits
-from msn.data.labelled import LabelledSet, Transform
+from msn.config.sections.evaluation import LabeledImages
+from msn.data.classes import Splits, labeled_splits
+from msn.data.labeled import LabeledSet, Transform
 from msn.data.sources import open_source
 from msn.data.sources.base import SPLITS
 from msn.data.subsets import read_subset
@@ -40,8 +40,8 @@ class Job:
         weights: digest of the pre-trained weights.
     """
 
-    train: LabelledSet
-    val: LabelledSet
+    train: LabeledSet
+    val: LabeledSet
     train_view: Transform
     val_view: Transform
     classes: int
@@ -85,7 +85,7 @@ def build_job(
     """Open the images and count steps and classes. All processes call this.
 
     Raises:
-        UserError: a split is missing, unlabelled, too small, or of other classes.
+        UserError: a split is missing, unlabeled, too small, or of other classes.
     """
     data = config.data
     splits = open_splits(data, weights.architecture.in_chans)
@@ -123,7 +123,7 @@ def build_job(
     )
 
 
-def open_splits(data: LabelledImages, channels: int) -> Splits:
+def open_splits(data: LabeledImages, channels: int) -> Splits:
     """The two splits with their labels.
 
     Raises:
@@ -144,7 +144,7 @@ def open_splits(data: LabelledImages, channels: int) -> Splits:
         )
     images = data.model_copy(update={"channels": channels})
     train, val = (open_source(images, split) for split in SPLITS)
-    splits = labelled_splits(train, val, num_classes=data.num_classes)
+    splits = labeled_splits(train, val, num_classes=data.num_classes)
     if not data.subset:
         return splits
     listed = read_subset(Path(data.subset), train)

@@ -12,7 +12,7 @@ from msn.evaluation.features import require_finite
 from msn.runtime.errors import UserError
 
 Setting = tuple[int, float | None]
-"""Voting neighbours k, and the temperature of their votes; None counts heads."""
+"""Voting neighbors k, and the temperature of their votes; None counts heads."""
 MAX_SCORES = 2**26
 
 
@@ -55,7 +55,7 @@ def knn_sweep(
 ) -> dict[Setting, KNN]:
     """Classify each query by a vote of its k nearest training features in cosine similarity.
 
-    A neighbour votes with weight exp(similarity / temperature) (Wu et al. 2018, and DINO), or
+    A neighbor votes with weight exp(similarity / temperature) (Wu et al. 2018, and DINO), or
     with weight 1 if `temperature` is None. Classes with equal votes: the smallest label wins.
     Training features equally similar to a query, with only some of them among the nearest k:
     which of them vote is not defined. Similarities are computed once for all settings, on the
@@ -66,7 +66,7 @@ def knn_sweep(
         train_labels: (N,) int64, however far apart.
         queries: (Q, D) float.
         query_labels: (Q,) int64.
-        settings: number of voting neighbours, 1 <= k <= N, and temperature of each vote.
+        settings: number of voting neighbors, 1 <= k <= N, and temperature of each vote.
         max_scores: similarities held at a time; bounds the memory, not the result.
 
     Raises:
@@ -100,7 +100,7 @@ def knn_sweep(
     }
 
 
-def neighbours(train_features: Tensor, queries: Tensor, *, k: int) -> Tensor:
+def neighbors(train_features: Tensor, queries: Tensor, *, k: int) -> Tensor:
     """Indices (Q, k) of the training features nearest to each query, the nearest first."""
     gallery = functional.normalize(train_features.float(), dim=1)
     return (functional.normalize(queries.float(), dim=1) @ gallery.T).topk(k, dim=1).indices

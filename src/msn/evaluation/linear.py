@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msn.config.load import LinearConfig
-from msn.data.labelled import CentreCrop, RandomCrop
+from msn.data.labeled import CenterCrop, RandomCrop
 from msn.evaluation.job import Job, build_job, read_weights
 from msn.methods.optim import MomentumSGD
 from msn.methods.schedules import cosine
@@ -140,7 +140,7 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
         config,
         weights,
         train_view=RandomCrop(data.image_size, data.crop_scale, data.flip, seed),
-        val_view=CentreCrop(data.image_size),
+        val_view=CenterCrop(data.image_size),
         batch_size=optimization.batch_size,
         epochs=optimization.epochs,
         device=device,

@@ -1,6 +1,6 @@
 """Multinomial logistic regression on frozen features, as in MSN's low-shot evaluation.
 
-    minimise  (1/N) sum(cross-entropy) + lambd / (2N) ||W||^2
+    minimize  (1/N) sum(cross-entropy) + lambd / (2N) ||W||^2
 
 over W without intercept, on features prepared sample by sample: scikit-learn's C is 1 / lambd.
 Three solvers give the same: cyanure, which the official code uses; L-BFGS in PyTorch, the fastest
@@ -59,11 +59,11 @@ def prepare(features: Tensor, *, normalize: bool = True) -> Tensor:
         UserError: a feature is not finite.
     """
     require_finite(features)
-    centred = features - features.mean(dim=1, keepdim=True)
+    centered = features - features.mean(dim=1, keepdim=True)
     # Beyond rounding: a constant sample would be nothing but its rounding errors, made large.
     noise = torch.finfo(features.dtype).eps * features.abs().amax(dim=1, keepdim=True)
-    centred = torch.where(centred.abs().amax(dim=1, keepdim=True) > 4 * noise, centred, 0)
-    return functional.normalize(centred, dim=1, eps=0.0).nan_to_num() if normalize else centred
+    centered = torch.where(centered.abs().amax(dim=1, keepdim=True) > 4 * noise, centered, 0)
+    return functional.normalize(centered, dim=1, eps=0.0).nan_to_num() if normalize else centered
 
 
 def fit(
@@ -138,7 +138,7 @@ def choose_lambda(
     smallest, folds = _folds(labels, seed)
     if smallest < 2:
         raise UserError(
-            "--lambd auto cross-validates and needs two labelled images of each class, one has a"
+            "--lambd auto cross-validates and needs two labeled images of each class, one has a"
             " single image; give a value, such as 0.0025"
         )
     scores = dict.fromkeys(lambdas, 0.0)

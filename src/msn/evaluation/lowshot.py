@@ -20,7 +20,7 @@ LAMBDA = 0.0025
 
 
 class LowShot(NamedTuple):
-    """Accuracy over draws of the labelled images, in percent."""
+    """Accuracy over draws of the labeled images, in percent."""
 
     images_per_class: int
     accuracies: list[float]  # one for each draw
@@ -51,7 +51,7 @@ def low_shot(
         train_labels: (N,) int64.
         test_features: (M, D) float.
         test_labels: (M,) int64.
-        images_per_class: labelled images drawn from each class.
+        images_per_class: labeled images drawn from each class.
         draws: number of draws and fits.
         seed: of the draws.
         lambd: strength of the L2 penalty, > 0.
@@ -66,10 +66,10 @@ def low_shot(
         chosen = draw_subset(train_labels, images_per_class, seed=seed, draw=draw)
         classifier = fit(train[chosen], train_labels[chosen], lambd=lambd, solver="sklearn")
         accuracies.append(accuracy(classifier, test, test_labels).top1)
-    return summarise(images_per_class, accuracies)
+    return summarize(images_per_class, accuracies)
 
 
-def summarise(images_per_class: int, accuracies: Sequence[float]) -> LowShot:
+def summarize(images_per_class: int, accuracies: Sequence[float]) -> LowShot:
     """Mean and spread of accuracies, one for each draw."""
     spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return LowShot(images_per_class, list(accuracies), statistics.fmean(accuracies), spread)

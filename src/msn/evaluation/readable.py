@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from msn.data.labelled import Bad, LabelledSet, Transform, batches_in_turn
+from msn.data.labeled import Bad, LabeledSet, Transform, batches_in_turn
 from msn.data.loader import worker_count, worker_deaths
 from msn.data.unreadable import Unreadable
 from msn.runtime import collectives
@@ -19,7 +19,7 @@ from msn.runtime.log import logger
 BATCH = 64  # images that a worker looks at before it tells
 OPTION = "--skip-bad, or data.skip_bad: true"
 
-Seen = tuple[LabelledSet, Transform]
+Seen = tuple[LabeledSet, Transform]
 """Images, and what is seen of them."""
 
 
@@ -53,7 +53,7 @@ def find_bad(sets: Sequence[Seen], num_workers: int | str) -> list[list[Bad]]:
     return [[bad for part in parts for bad in part[i]] for i in range(len(sets))]
 
 
-def without(images: LabelledSet, bad: Sequence[Bad]) -> LabelledSet:
+def without(images: LabeledSet, bad: Sequence[Bad]) -> LabeledSet:
     """The images that are not bad."""
     good = ~np.isin(images.chosen, [one.number for one in bad])
     return replace(images, chosen=images.chosen[good])

@@ -31,7 +31,7 @@ class Learner(Protocol):
         ...
 
     def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One optimiser step on normalised images (B, C, S, S): the losses (classifiers,)."""
+        """One optimizer step on normalized images (B, C, S, S): the losses (classifiers,)."""
         ...
 
     def logits(self, images: Tensor) -> Tensor:

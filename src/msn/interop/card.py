@@ -5,7 +5,7 @@ from msn.interop.weights import Weights
 
 PAPER = "https://arxiv.org/abs/2204.07141"
 LICENCE = """\
-The licence of the weights is for those who trained them to say: add it here. Weights derived from
+The license of the weights is for those who trained them to say: add it here. Weights derived from
 those that the authors of the paper released stay under CC BY-NC 4.0."""
 
 
@@ -51,7 +51,7 @@ def release(weights: Weights, tag: str, steps: int) -> str:
 """
     note = f"""\
 The full state of a run after {steps} steps: anchor, target, projection heads, prototypes,
-optimiser, config and log. `SHA256SUMS` holds the hash of each file.
+optimizer, config and log. `SHA256SUMS` holds the hash of each file.
 """
     return _card(weights, "pytorch", code, note)
 
@@ -60,7 +60,7 @@ def _card(weights: Weights, library: str, code: str, note: str) -> str:
     size, channels = weights.architecture.size, weights.architecture.in_chans
     named = " / ".join(official_names(size)) or "a size of its own"
     patch = f"patch {size.patch_size}" if size.patch_size else "convolutional stem"
-    mean, std = (", ".join(f"{n:.6g}" for n in values) for values in weights.normalisation)
+    mean, std = (", ".join(f"{n:.6g}" for n in values) for values in weights.normalization)
     side = weights.architecture.image_size
     return f"""\
 ---
@@ -79,7 +79,7 @@ tags: [msn, self-supervised-learning, vision-transformer]
 {code}```
 
 {note}
-## Licence
+## License
 
 {LICENCE}
 """

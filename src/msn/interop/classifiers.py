@@ -14,7 +14,7 @@ import torch
 
 from msn.interop import valid
 from msn.interop.architecture import digest, section
-from msn.interop.official import normalisation_of
+from msn.interop.official import normalization_of
 from msn.interop.weights import Classifier, Weights, weights_from
 from msn.runtime import checkpoint
 from msn.runtime.checkpoint import CLASSIFIER
@@ -50,7 +50,7 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
         path=path,
         num_heads=state.get("num_heads") if num_heads is None else num_heads,
         classifier=Classifier(tensors["head.weight"], tensors["head.bias"]),
-        normalisation=normalisation_of(state, path),
+        normalization=normalization_of(state, path),
     )
 
 
@@ -86,7 +86,7 @@ def with_linear_head(weights: Weights, path: Path) -> Weights:
         num_heads=weights.architecture.size.num_heads,
         prototypes=weights.prototypes,
         classifier=classifier,
-        normalisation=weights.stated,
+        normalization=weights.stated,
         config=weights.config,
     )
 

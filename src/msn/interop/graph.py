@@ -27,16 +27,16 @@ class Graph(nn.Module):
     Args:
         weights: of the encoder.
         tap: what comes out. `cls`: class token after the final norm, (B, D); `cls_prenorm`: before
-            it, as the low-shot and linear evaluations read it; `patches`: normalised patch tokens,
+            it, as the low-shot and linear evaluations read it; `patches`: normalized patch tokens,
             (B, N, D); `patch_mean`: their mean, (B, D); `projection`: the head's output,
             (B, out_dim); `logits`: of the classifier, (B, K).
-        normalise: take images in the scale 0 to 1 and normalise them inside.
+        normalize: take images in the scale 0 to 1 and normalize them inside.
 
     Raises:
         UserError: the weights have no head or classifier for the tap.
     """
 
-    def __init__(self, weights: Weights, tap: Tap, *, normalise: bool) -> None:
+    def __init__(self, weights: Weights, tap: Tap, *, normalize: bool) -> None:
         super().__init__()
         if tap == "projection" and not weights.head:
             raise UserError("tap projection: these weights have no projection head; choose cls")
@@ -50,17 +50,17 @@ class Graph(nn.Module):
             self.classifier = nn.Linear(width, classes)
             self.classifier.load_state_dict(weights.classifier.tensors())
             self.unit_length = weights.classifier.unit_length
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in weights.normalisation)
-        self.register_buffer("mean", mean if normalise else torch.zeros_like(mean))
-        self.register_buffer("std", std if normalise else torch.ones_like(std))
-        self.normalise = normalise
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in weights.normalization)
+        self.register_buffer("mean", mean if normalize else torch.zeros_like(mean))
+        self.register_buffer("std", std if normalize else torch.ones_like(std))
+        self.normalize = normalize
         self.mean: Tensor
         self.std: Tensor
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> what the tap says."""
-        if self.normalise:
+        if self.normalize:
             images = (images - self.mean) / self.std
         if self.tap == "cls_prenorm":
             return self.encoder.cls(images, norm=False)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
 from msn.interop import card, valid
 from msn.interop.classifiers import without_unit_length
@@ -131,7 +131,7 @@ def read(folder: Path) -> Weights:
         path=folder,
         num_heads=config.get("num_attention_heads", 12),
         classifier=Classifier(weight, bias) if weight is not None and bias is not None else None,
-        normalisation=_normalisation(folder),
+        normalization=_normalization(folder),
     )
     require_facts(weights, config, FACTS, path)
     labels = config.get("id2label")
@@ -244,7 +244,7 @@ def _config(weights: Weights) -> dict[str, Any]:
 
 
 def _preprocessor(weights: Weights) -> dict[str, Any]:
-    """The evaluation view, as a resize and a centre crop."""
+    """The evaluation view, as a resize and a center crop."""
     _, image_size, channels = _facts(weights)
     return {
         # ViT's own processor cannot crop; this one of transformers can, under all versions.
@@ -258,8 +258,8 @@ def _preprocessor(weights: Weights) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(weights.normalisation.mean),
-        "image_std": list(weights.normalisation.std),
+        "image_mean": list(weights.normalization.mean),
+        "image_std": list(weights.normalization.std),
     }
 
 
@@ -268,10 +268,10 @@ def _facts(weights: Weights) -> tuple[EncoderSize, int, int]:
     return architecture.size, architecture.image_size, architecture.in_chans
 
 
-def _normalisation(folder: Path) -> Normalisation | None:
+def _normalization(folder: Path) -> Normalization | None:
     """What the folder says of it, if it does."""
     if not (folder / PREPROCESSOR).exists():
         return None
     values = read_json(folder / PREPROCESSOR)
     mean, std = values.get("image_mean"), values.get("image_std")
-    return None if mean is None or std is None else Normalisation(mean, std)
+    return None if mean is None or std is None else Normalization(mean, std)

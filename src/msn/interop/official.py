@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.interop import valid
 from msn.interop.architecture import section
 from msn.interop.weights import Weights, weights_from
@@ -36,7 +36,7 @@ def from_state(
         path=path,
         num_heads=state.get("num_heads") if num_heads is None else num_heads,
         prototypes=state.get("prototypes"),
-        normalisation=normalisation_of(state, path),
+        normalization=normalization_of(state, path),
         config=section(state, "config", path),
     )
 
@@ -45,7 +45,7 @@ def write(path: Path, weights: Weights) -> None:
     """Write a file like the released ones: target encoder and, where there are, prototypes.
 
     Tensors stand under the official names, without prefixes. Further keys hold the number of heads,
-    which tensors do not tell, and the normalisation.
+    which tensors do not tell, and the normalization.
 
     Raises:
         UserError: it cannot be written.
@@ -53,18 +53,18 @@ def write(path: Path, weights: Weights) -> None:
     state: dict[str, Any] = {
         "target_encoder": weights.encoder | weights.head,
         "num_heads": weights.architecture.size.num_heads,
-        "mean": list(weights.normalisation.mean),
-        "std": list(weights.normalisation.std),
+        "mean": list(weights.normalization.mean),
+        "std": list(weights.normalization.std),
     }
     if weights.prototypes is not None:
         state["prototypes"] = weights.prototypes
     checkpoint.save(path, state)
 
 
-def normalisation_of(state: dict[str, Any], path: Path) -> Normalisation | None:
+def normalization_of(state: dict[str, Any], path: Path) -> Normalization | None:
     """What a file of this project says of its images; to be checked."""
     data = section(section(state, "config", path), "data", path)
     for values in (state, data):
         if values.get("mean") is not None and values.get("std") is not None:
-            return Normalisation(values["mean"], values["std"])
+            return Normalization(values["mean"], values["std"])
     return None

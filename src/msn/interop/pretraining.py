@@ -13,7 +13,7 @@ from msn.config.sections.data import Data
 from msn.config.sections.meta import Meta
 from msn.config.sections.optimization import Optimization
 from msn.data.inputs import NORMALIZE, require_normalized
-from msn.data.normalisation import Normalisation, imagenet_normalisation
+from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop.weights import Weights, weights_from
 from msn.methods.msn.build import draw_prototypes
 from msn.methods.msn.losses import LossSettings, log_prior
@@ -31,17 +31,17 @@ SIZE = ENCODERS[str(META.model_name)]
 
 
 class PreTrainingOutput(NamedTuple):
-    """One forward pass; trainers minimise the first entry.
+    """One forward pass; trainers minimize the first entry.
 
     Attributes:
         loss: scalar.
-        cross_entropy, regulariser: its two parts, without gradient.
+        cross_entropy, regularizer: its two parts, without gradient.
         target_features: (B, out_dim), of the target's head.
     """
 
     loss: Tensor
     cross_entropy: Tensor
-    regulariser: Tensor
+    regularizer: Tensor
     target_features: Tensor
 
 
@@ -54,13 +54,13 @@ class MSNForPreTraining(
     """Anchor, target and prototypes of MSN, with `save_pretrained`, `from_pretrained`, and
     `push_to_hub`.
 
-    The target follows the anchor once after every step of the optimiser: call `after_step()` then,
+    The target follows the anchor once after every step of the optimizer: call `after_step()` then,
     or give a trainer of transformers a callback that does (see examples/huggingface_trainer.py).
     While training it computes in training mode, as in the official code.
     To evaluate, take `encoder_weights().build()`.
 
     Args:
-        total_steps: optimiser steps of the training, over which the momentum grows.
+        total_steps: optimizer steps of the training, over which the momentum grows.
         patch_size: side of a patch in pixels.
         embed_dim: width of the encoder.
         depth: number of its blocks.
@@ -76,7 +76,7 @@ class MSNForPreTraining(
         sharpening: T of the targets, p^(1/T).
         momentum: of the target at the first and after the last step.
         sinkhorn_iterations: 0 leaves the targets unbalanced.
-        memax_weight: weight of the regulariser.
+        memax_weight: weight of the regularizer.
         patch_drop: share of patches that random views lose.
         seed: of the masks.
     """
@@ -132,7 +132,7 @@ class MSNForPreTraining(
     def forward(
         self, target: Tensor, random: Tensor, focal: Tensor | None = None
     ) -> PreTrainingOutput:
-        """Losses of one batch of normalised views, of B images each.
+        """Losses of one batch of normalized views, of B images each.
 
         Args:
             target: (B, C, H, W).
@@ -151,7 +151,7 @@ class MSNForPreTraining(
         return PreTrainingOutput(
             output.loss,
             losses.cross_entropy.detach(),
-            losses.regulariser.detach(),
+            losses.regularizer.detach(),
             target_features,
         )
 
@@ -170,20 +170,20 @@ class MSNForPreTraining(
             if not given.is_floating_point():
                 raise UserError(f"{name} views of {given.dtype}: must be floats; {NORMALIZE}")
             if self._step == 0:
-                require_normalized(given, imagenet_normalisation(channels))
+                require_normalized(given, imagenet_normalization(channels))
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the target towards the anchor: once after each step of the optimiser."""
+        """Move the target toward the anchor: once after each step of the optimizer."""
         self.msn.after_step(self._step)
         self._step += 1
         self.step += 1
 
-    def encoder_weights(self, normalisation: Normalisation | None = None) -> Weights:
+    def encoder_weights(self, normalization: Normalization | None = None) -> Weights:
         """The target encoder with head and prototypes, to be built, evaluated or exported.
 
         Args:
-            normalisation: of the images that it was trained on; None says ImageNet's.
+            normalization: of the images that it was trained on; None says ImageNet's.
         """
         tensors = {name: t.detach().clone() for name, t in self.msn.target.state_dict().items()}
         return weights_from(
@@ -191,7 +191,7 @@ class MSNForPreTraining(
             path=Path("MSNForPreTraining"),
             num_heads=self.num_heads,
             prototypes=self.msn.prototypes.detach().clone(),
-            normalisation=normalisation,
+            normalization=normalization,
         )
 
 

@@ -62,7 +62,7 @@ def read_start(path: Path, *, num_heads: int, exact: bool) -> State:
     Args:
         path: as for `read`.
         num_heads: of the run.
-        exact: give a checkpoint that holds the state of an optimiser as it is.
+        exact: give a checkpoint that holds the state of an optimizer as it is.
 
     Raises:
         UserError: as `read`.

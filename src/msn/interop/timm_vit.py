@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
 from msn.interop import card
 from msn.interop.architecture import section
@@ -84,7 +84,7 @@ def read(folder: Path, *, num_heads: int | None = None) -> Weights:
         read_tensors(folder),
         path=folder,
         num_heads=arguments.get("num_heads", num_heads),
-        normalisation=None if statistics == [None, None] else Normalisation(*statistics),
+        normalization=None if statistics == [None, None] else Normalization(*statistics),
     )
     require_facts(weights, arguments, FACTS, path)
     require_facts(weights, config, {"num_classes": "classes"}, path)
@@ -96,7 +96,7 @@ def from_tensors(
     *,
     path: Path,
     num_heads: int | None = None,
-    normalisation: Normalisation | None = None,
+    normalization: Normalization | None = None,
 ) -> Weights:
     """Weights from timm's state dict of such a model, or MAE's, whose decoder is left out."""
     rest = {
@@ -113,7 +113,7 @@ def from_tensors(
         path=path,
         num_heads=num_heads,
         classifier=classifier,
-        normalisation=normalisation,
+        normalization=normalization,
     )
 
 
@@ -146,8 +146,8 @@ def _config(weights: Weights) -> dict[str, Any]:
             "interpolation": "bilinear",
             "crop_pct": side / eval_short_side(side),
             "crop_mode": "center",
-            "mean": list(weights.normalisation.mean),
-            "std": list(weights.normalisation.std),
+            "mean": list(weights.normalization.mean),
+            "std": list(weights.normalization.std),
             "num_classes": classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from msn.data.normalisation import Normalisation
+from msn.data.normalization import Normalization
 from msn.runtime import checkpoint, integrity
 from msn.runtime.checkpoint import shown
 from msn.runtime.errors import UserError
@@ -73,7 +73,7 @@ def matrix(name: str, tensor: Any, width: int | None, path: Path) -> Tensor:
     return tensors[name]
 
 
-def normalisation(values: Normalisation, channels: int, path: Path) -> Normalisation:
+def normalization(values: Normalization, channels: int, path: Path) -> Normalization:
     """Mean and standard deviation, if they are numbers for so many channels.
 
     Raises:
@@ -88,4 +88,4 @@ def normalisation(values: Normalisation, channels: int, path: Path) -> Normalisa
                 f" {counted(channels, 'finite number')}{' above 0' * (name == 'std')}, one for each"
                 " channel"
             )
-    return Normalisation(*(tuple(map(float, numbers)) for numbers in values))
+    return Normalization(*(tuple(map(float, numbers)) for numbers in values))

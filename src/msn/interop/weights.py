@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from msn.data.normalisation import Normalisation, imagenet_normalisation
+from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop import valid
 from msn.interop.architecture import MAX_SIDE, Architecture, infer_architecture, section
 from msn.models.encoder import VisionTransformer, build_encoder
@@ -21,7 +21,7 @@ HEAD = "fc."
 
 
 class Classifier(NamedTuple):
-    """A linear layer on the normalised class token: weight (K, D), bias (K,).
+    """A linear layer on the normalized class token: weight (K, D), bias (K,).
 
     With `unit_length` the token is scaled to length 1 before it.
     """
@@ -46,7 +46,7 @@ class Weights:
         head: tensors of the projection head (`fc.*`), none where it was not kept.
         prototypes: (K, out_dim), None where they were not kept.
         classifier: of a fine-tuned model, or a linear one on frozen features.
-        stated: normalisation of its images, where it was saved.
+        stated: normalization of its images, where it was saved.
         config: of the run that made them, empty where it was not saved.
     """
 
@@ -56,13 +56,13 @@ class Weights:
     head: Tensors = field(default_factory=dict)
     prototypes: Tensor | None = None
     classifier: Classifier | None = None
-    stated: Normalisation | None = None
+    stated: Normalization | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """Of its images; ImageNet's, where it was not saved."""
-        return self.stated or imagenet_normalisation(self.architecture.in_chans)
+        return self.stated or imagenet_normalization(self.architecture.in_chans)
 
     @property
     def image_size(self) -> int:
@@ -90,7 +90,7 @@ def weights_from(
     num_heads: int | None = None,
     prototypes: Tensor | None = None,
     classifier: Classifier | None = None,
-    normalisation: Normalisation | None = None,
+    normalization: Normalization | None = None,
     config: dict[str, Any] | None = None,
 ) -> Weights:
     """Weights from the tensors of an encoder in official names, with or without its head.
@@ -104,7 +104,7 @@ def weights_from(
             or of the official encoder of this size.
         prototypes: (K, out_dim).
         classifier: on the class token.
-        normalisation: of the images, where it is known.
+        normalization: of the images, where it is known.
         config: of the run that made them, where it is known.
 
     Raises:
@@ -126,8 +126,8 @@ def weights_from(
     if prototypes is not None:
         width = head[HEAD + "fc3.weight"].shape[0] if head else None
         prototypes = valid.matrix("prototypes", prototypes, width, path)
-    if normalisation is not None:
-        normalisation = valid.normalisation(normalisation, channels, path)
+    if normalization is not None:
+        normalization = valid.normalization(normalization, channels, path)
     weights = Weights(
         path=path,
         architecture=architecture,
@@ -135,7 +135,7 @@ def weights_from(
         head=head,
         prototypes=prototypes,
         classifier=classifier and _fitting(classifier, size.embed_dim, path),
-        stated=normalisation,
+        stated=normalization,
         config=config or {},
     )
     if type(side := weights.image_size) is not int or not 0 < side <= MAX_SIDE:

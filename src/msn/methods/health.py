@@ -21,7 +21,7 @@ MIN_IMAGES = 8
 def rankme(features: Tensor, *, eps: float = 1e-7) -> Tensor:
     """Effective rank of `features` (B, D): from 1 (all along one line) to min(B, D). Scalar.
 
-    exp of the entropy of the normalised singular values (RankMe, Garrido et al. 2023).
+    exp of the entropy of the normalized singular values (RankMe, Garrido et al. 2023).
     """
     singular = torch.linalg.svdvals(features.detach().float())
     p = singular / (singular.sum() + eps) + eps

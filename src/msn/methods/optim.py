@@ -47,7 +47,7 @@ class FiniteGuard:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """An optimiser step that a fused optimiser skips on the device where `bad` is 1."""
+    """An optimizer step that a fused optimizer skips on the device where `bad` is 1."""
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.step()
 

@@ -20,11 +20,11 @@ class BatchNorm(nn.BatchNorm1d):
             return super().forward(input)
         x = input.to(self.weight.dtype)  # statistics are never taken in half precision
         mean = collectives.mean(x.mean(dim=0))
-        centred = x - mean
-        variance = collectives.mean(centred.square().mean(dim=0))
+        centered = x - mean
+        variance = collectives.mean(centered.square().mean(dim=0))
         self._count(mean.detach(), variance.detach(), len(x) * collectives.world_size())
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias, centred, scale).to(input.dtype)
+        return torch.addcmul(self.bias, centered, scale).to(input.dtype)
 
     @torch.no_grad()
     def _count(self, mean: Tensor, variance: Tensor, rows: int) -> None:

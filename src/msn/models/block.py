@@ -1,7 +1,7 @@
 """A transformer block that keeps little for the backward pass.
 
 timm's block with the same parameters, names and arithmetic. Of what lies between two matrix
-products, the input is kept and the rest computed again in the backward pass: a normalisation, a
+products, the input is kept and the rest computed again in the backward pass: a normalization, a
 GELU, and, where attention is not fused, its weights. That costs a few percent of the time and saves
 more than half of the memory. torch.compile makes that choice itself, so it sees plain operations.
 """

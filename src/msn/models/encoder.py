@@ -1,7 +1,7 @@
 """Vision Transformers on timm's blocks, with what MSN needs added.
 
 Added here: position embeddings resized as in the official code (bicubic, no antialias), patches
-dropped by given indices, feature taps, official initialisation and official state-dict names
+dropped by given indices, feature taps, official initialization and official state-dict names
 (`cls_token`, `pos_embed`, `patch_embed.*`, `blocks.N.*`, `norm.*`, and `fc.*` for the head).
 """
 
@@ -107,7 +107,7 @@ class ConvEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A ViT encoder whose output is the head's projection of the normalised class token.
+    """A ViT encoder whose output is the head's projection of the normalized class token.
 
     Args:
         patch_embed: images to patch tokens; its `grid` gives rows and columns for a size.
@@ -222,7 +222,7 @@ class VisionTransformer(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def patch_tokens(self, images: Tensor) -> Tensor:
-        """Normalised patch tokens after the last block: (B, N, D)."""
+        """Normalized patch tokens after the last block: (B, N, D)."""
         (tokens,) = self.block_outputs(images)
         patches: Tensor = self.norm(tokens[:, 1:])
         return patches

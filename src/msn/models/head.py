@@ -10,9 +10,9 @@ from msn.models.batch_norm import BatchNorm
 def projection_head(in_dim: int, hidden_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Module:
     """Three linear layers with GELU, (B, in_dim) -> (B, out_dim) (paper appendix A.1).
 
-    With `batch_norm` the two hidden layers are normalised over the batch, in training mode by the
+    With `batch_norm` the two hidden layers are normalized over the batch, in training mode by the
     statistics of the call over all processes: random and focal views, passed in two calls, are
-    normalised apart. Parameter names are the official ones: fc1, bn1, fc2, bn2, fc3.
+    normalized apart. Parameter names are the official ones: fc1, bn1, fc2, bn2, fc3.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["fc1"] = nn.Linear(in_dim, hidden_dim)

@@ -2,8 +2,8 @@
 
 One file holds one dict: the weights of the method under its keys, the official `opt`, `epoch`,
 `batch_size`, `world_size`, `lr` and `loss`, and `step`, `config`, `version`, `mean` and `std` that
-the images were normalised with, and the `digest` of all tensors.
-`epoch` counts finished epochs, `step` finished optimiser steps; all that a run draws is keyed by
+the images were normalized with, and the `digest` of all tensors.
+`epoch` counts finished epochs, `step` finished optimizer steps; all that a run draws is keyed by
 its step, so nothing else is needed to go on exactly.
 """
 

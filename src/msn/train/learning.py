@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from msn.config.load import EvaluationFile, FinetuneConfig, LinearConfig
-from msn.data.batch import normalise
-from msn.data.labelled import Bad, Batch, batches_in_turn, shuffled_batches
+from msn.data.batch import normalize
+from msn.data.labeled import Bad, Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count
 from msn.data.order import Order
 from msn.evaluation import finetune as finetuning
@@ -76,7 +76,7 @@ class Learning:
         self.device = job.mean.device
         self.images_per_step = job.batch_size * collectives.world_size()
         self.steps_per_epoch, self.total_steps = job.steps_per_epoch, job.total_steps
-        self.normalise = partial(normalise, mean=job.mean, std=job.std)
+        self.normalize = partial(normalize, mean=job.mean, std=job.std)
         self.workers = worker_count(config.data.num_workers, collectives.sharing_cores())
         self.epochs: list[list[Score]] = []
         self.met: list[Bad] = []
@@ -101,7 +101,7 @@ class Learning:
 
     def step(self, batch: Batch, step: int) -> None:
         self.met += batch.bad
-        images = self.normalise(batch.images)
+        images = self.normalize(batch.images)
         labels = batch.labels.to(images.device, non_blocking=True)
         self.losses = self.learner.train_step(images, labels, step)
 
@@ -209,7 +209,7 @@ def measure(task: Learning) -> list[Score]:
         world_size=collectives.world_size(),
         pin_memory=task.config.data.pin_mem,
     )
-    scores = accuracy(task.learner.logits, _watched(batches, task.met), normalise=task.normalise)
+    scores = accuracy(task.learner.logits, _watched(batches, task.met), normalize=task.normalize)
     task.settle()
     return scores
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from msn.config.load import Config
 from msn.config.protocol import PROTOCOL
-from msn.data.batch import normalise
-from msn.data.classes import labelled_splits
+from msn.data.batch import normalize
+from msn.data.classes import labeled_splits
 from msn.data.sources import open_source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
@@ -26,7 +26,7 @@ from msn.visualize.report import Representation, write_report
 
 
 class Probe:
-    """k-NN from the train to the val split of a labelled set, on frozen features.
+    """k-NN from the train to the val split of a labeled set, on frozen features.
 
     The features are class tokens before the final norm, as in MSN's evaluations.
 
@@ -50,7 +50,7 @@ class Probe:
         )
         channels = {"channels": parts.source.channels}
         images = config.data.model_copy(update=self.settings.images() | channels)
-        splits = labelled_splits(
+        splits = labeled_splits(
             *(open_source(images, split) for split in ("train", "val")),
             max_images=self.settings.max_images,
             section="logging.probe",
@@ -66,7 +66,7 @@ class Probe:
         if self.settings.k > len(self.train.labels):
             raise UserError(
                 f"logging.probe.k {self.settings.k} is more than the {len(self.train.labels)}"
-                " labelled training images; lower it"
+                " labeled training images; lower it"
             )
 
     def top1(self, encoder: VisionTransformer) -> float:
@@ -115,7 +115,7 @@ class Probe:
         encode = partial(
             encode_all,
             partial(encoder.cls, norm=False),
-            normalise=partial(normalise, mean=self.parts.mean, std=self.parts.std),
+            normalize=partial(normalize, mean=self.parts.mean, std=self.parts.std),
             device=self.parts.device,
         )
         with torch.autocast(self.parts.device.type, torch.bfloat16, enabled=self.parts.bf16):

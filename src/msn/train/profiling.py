@@ -24,7 +24,7 @@ from msn.train.step import train_step
 
 # Labels of `record_function` in the step, in its order; they cost microseconds without a profiler.
 BEFORE = ("data wait", "views to device")
-AFTER = ("backward", "gradient norm", "optimiser", "after the step")
+AFTER = ("backward", "gradient norm", "optimizer", "after the step")
 STEPS = "steps"
 WARM_UP = 3  # steps before those that count: first allocations, first batches, compilation
 
@@ -81,7 +81,7 @@ def recorded(config: Config, parts: Parts, steps: int) -> profile:
 
 
 def breakdown(events: list[FunctionEvent], phases: Sequence[str], steps: int, images: int) -> str:
-    """A table of the labelled parts of a step, in milliseconds and as shares.
+    """A table of the labeled parts of a step, in milliseconds and as shares.
 
     On a GPU a second pair of columns tells how long its kernels ran: those that were launched while
     a part was under way, from whichever thread.

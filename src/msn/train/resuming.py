@@ -21,7 +21,7 @@ def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
     """Load what the run is to start from; the number of steps that are already done.
 
     In this order: the run's own newest checkpoint, `meta.read_checkpoint` (with
-    `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimiser state warm-starts.
+    `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimizer state warm-starts.
     """
     found = checkpoint.newest_for_all(
         lambda: find(config, parts, folder, tag), lambda path: open_start(config, parts, path)
@@ -94,7 +94,7 @@ def foreseen(config: Config, parts: Parts) -> str:
 
 
 def restore(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[int, list[str]]:
-    """Continue a run exactly: weights, optimiser, step. Without optimiser state, weights only.
+    """Continue a run exactly: weights, optimizer, step. Without optimizer state, weights only.
 
     Returns:
         The finished steps, and in words what was done.
@@ -106,7 +106,7 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[int,
     path, state = found
     if "opt" not in state or str(path) == config.meta.init_from:
         parts.model.load_weights(found)
-        return 0, [f"warm start from {path}: weights loaded, optimiser and schedules fresh"]
+        return 0, [f"warm start from {path}: weights loaded, optimizer and schedules fresh"]
     try:
         return _continue(config, parts, found)
     except UserError as error:
@@ -121,7 +121,7 @@ def _continue(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[in
     for key in (*parts.model.CHECKPOINT, "step", "steps_per_epoch", "config"):
         if key not in state:
             raise UserError(
-                f"{path}: has optimiser state but no '{key}', so it cannot be continued exactly"
+                f"{path}: has optimizer state but no '{key}', so it cannot be continued exactly"
             )
     done = steps_done(config, parts, found)
     changed = resumable.config_changes(found, config)

@@ -24,11 +24,11 @@ class StepResult(NamedTuple):
 
 
 def train_step(parts: Parts, views: Views, step: int) -> StepResult:
-    """One optimiser step on one batch of normalised views.
+    """One optimizer step on one batch of normalized views.
 
     Order as in the official code: losses at `step`, hyperparameters of the schedule's next step,
     backward, clip, AdamW, what the method does after a step. A step that is not finite, and all
-    after it, leave weights and optimiser as they were.
+    after it, leave weights and optimizer as they were.
     """
     model, optimizer, schedules = parts.model, parts.optimizer, parts.schedules
     # Stochastic depth draws from the global generators: key them, so that a resumed run agrees.
@@ -47,7 +47,7 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     with record_function("gradient norm"):
         grad_norm = full(torch.nn.utils.clip_grad_norm_(model.clipped(), limit))
     loss = collectives.mean(output.loss.detach())
-    with record_function("optimiser"):
+    with record_function("optimizer"):
         step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
     with record_function("after the step"):
         model.after_step(step)

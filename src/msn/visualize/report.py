@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msn.config.protocol import PROTOCOL, Protocol
 from msn.evaluation.features import EvalSet
-from msn.evaluation.knn import knn, neighbours
+from msn.evaluation.knn import knn, neighbors
 from msn.evaluation.logistic import accuracy, fit, prepare
 from msn.evaluation.lowshot import LAMBDA, LowShot, low_shot
 from msn.runtime.files import replacing, write_json
@@ -193,7 +193,7 @@ def _picture(
     line = "    ".join(f"{column}  {number}" for column, number in numbers)
     figure.text(0.055, 0.885, f"{name}, {what}:   {line}", fontsize=10.5, color=GREY)
     _draw_loss(figure.add_axes((0.055, 0.09, 0.5, 0.7)), *loss)
-    _draw_neighbours(figure.add_axes((0.605, 0.035, 0.375, 0.755)), train, val, trained)
+    _draw_neighbors(figure.add_axes((0.605, 0.035, 0.375, 0.755)), train, val, trained)
     return figure
 
 
@@ -219,14 +219,14 @@ def _draw_loss(axes: "Axes", steps: Sequence[int], losses: Sequence[float]) -> N
     axes.legend(frameon=False, labelcolor=GREY)
 
 
-def _draw_neighbours(axes: "Axes", train: EvalSet, val: EvalSet, trained: Representation) -> None:
+def _draw_neighbors(axes: "Axes", train: EvalSet, val: EvalSet, trained: Representation) -> None:
     """A row for each query: the held-out image, then its nearest training images."""
     from matplotlib.patches import Rectangle
 
     queries = _one_per_class(val.labels, QUERIES)
-    nearest = neighbours(trained.train, trained.val[queries], k=min(NEIGHBOURS, len(train.labels)))
+    nearest = neighbors(trained.train, trained.val[queries], k=min(NEIGHBOURS, len(train.labels)))
     axes.set_title(
-        "Held-out images and their nearest neighbours", loc="left", fontsize=13, color=INK, pad=10
+        "Held-out images and their nearest neighbors", loc="left", fontsize=13, color=INK, pad=10
     )
     for row, (query, found) in enumerate(zip(queries.tolist(), nearest.tolist(), strict=True)):
         _draw_image(axes, val.images[query], 0, row)
@@ -241,8 +241,8 @@ def _draw_neighbours(axes: "Axes", train: EvalSet, val: EvalSet, trained: Repres
                 _cross(axes, x + 0.78 * CELL, row + 0.22 * CELL)
     rows = len(queries)
     axes.text(0, rows + 0.12, "query", fontsize=10.5, color=GREY, va="top")
-    for x, colour, text in ((1.35, RIGHT, "■ same class"), (3.65, WRONG, "another class")):
-        axes.text(x, rows + 0.12, text, fontsize=10.5, color=colour, va="top")
+    for x, color, text in ((1.35, RIGHT, "■ same class"), (3.65, WRONG, "another class")):
+        axes.text(x, rows + 0.12, text, fontsize=10.5, color=color, va="top")
     _cross(axes, 3.47, rows + 0.25)
     axes.set_xlim(-0.03, NEIGHBOURS + 1.35)
     axes.set_ylim(rows + 0.5, -0.03)
@@ -255,7 +255,7 @@ def _cross(axes: "Axes", x: float, y: float) -> None:
 
 
 def _draw_image(axes: "Axes", image: Tensor, x: float, y: float) -> None:
-    # Grey images have a single channel, which matplotlib wants to be no axis.
+    # Gray images have a single channel, which matplotlib wants to be no axis.
     pixels = image.squeeze(-1).numpy()
     axes.imshow(pixels, extent=(x, x + CELL, y + CELL, y), cmap="gray", vmin=0, vmax=255)
 

@@ -49,10 +49,10 @@ def test_digits_statistics_are_those_of_the_training_split() -> None:
 
 
 def test_digits_in_three_channels() -> None:
-    grey = opened({"source": "digits"}, "val")
-    colour = opened({"source": "digits"}, "val", channels=3)
-    assert (grey.channels, colour.channels) == (1, 3)
-    assert colour.read(5).image.shape == (8, 8, 3)
-    assert (colour.read(5).image.pixels() == grey.read(5).image.pixels()).all()
-    assert colour.mean == grey.mean * 3
-    assert colour.std == grey.std * 3
+    gray = opened({"source": "digits"}, "val")
+    color = opened({"source": "digits"}, "val", channels=3)
+    assert (gray.channels, color.channels) == (1, 3)
+    assert color.read(5).image.shape == (8, 8, 3)
+    assert (color.read(5).image.pixels() == gray.read(5).image.pixels()).all()
+    assert color.mean == gray.mean * 3
+    assert color.std == gray.std * 3

@@ -18,9 +18,9 @@ from msn.runtime.errors import UserError
 from tests.support.sources import opened
 
 
-def save(path: Path, colour: tuple[int, int, int] = (200, 100, 50), size: int = 6) -> Path:
+def save(path: Path, color: tuple[int, int, int] = (200, 100, 50), size: int = 6) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (size, size), colour).save(path)
+    Image.new("RGB", (size, size), color).save(path)
     return path
 
 
@@ -76,7 +76,7 @@ def test_missing_split_beside_another_is_refused(tmp_path: Path) -> None:
         folder(tmp_path, split="val")
 
 
-def test_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+def test_flat_folder_is_unlabeled(tmp_path: Path) -> None:
     for name in ["2.png", "10.png", "1.png"]:
         save(tmp_path / name)
     (tmp_path / "empty").mkdir()
@@ -121,19 +121,19 @@ def test_names_are_kept_compactly(tmp_path: Path) -> None:
 # --- folder: pixels
 
 
-def test_colour_and_grey_pixels(tmp_path: Path) -> None:
+def test_color_and_gray_pixels(tmp_path: Path) -> None:
     save(tmp_path / "ü.png", (200, 100, 50))
-    colour, grey = folder(tmp_path), folder(tmp_path, channels=1)
-    image = colour.read(0).image.pixels()
+    color, gray = folder(tmp_path), folder(tmp_path, channels=1)
+    image = color.read(0).image.pixels()
     assert image.dtype == np.uint8
     assert image.shape == (6, 6, 3)
     assert (image == (200, 100, 50)).all()
     luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-    assert grey.read(0).image.shape == (6, 6, 1)
-    assert np.abs(grey.read(0).image.pixels() - luma).max() <= 1
-    assert (colour.channels, grey.channels) == (3, 1)
-    assert (len(colour.mean), len(colour.std), len(grey.mean), len(grey.std)) == (3, 3, 1, 1)
-    assert grey.mean[0] == pytest.approx(np.mean(colour.mean))
+    assert gray.read(0).image.shape == (6, 6, 1)
+    assert np.abs(gray.read(0).image.pixels() - luma).max() <= 1
+    assert (color.channels, gray.channels) == (3, 1)
+    assert (len(color.mean), len(color.std), len(gray.mean), len(gray.std)) == (3, 3, 1, 1)
+    assert gray.mean[0] == pytest.approx(np.mean(color.mean))
 
 
 def test_jpeg_is_near_pil(tmp_path: Path) -> None:

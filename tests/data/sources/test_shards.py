@@ -101,7 +101,7 @@ def test_a_key_of_which_the_image_is_not_known_is_refused(tmp_path: Path) -> Non
     assert "a.tar: holds 1.jpg twice; pack it again with one of them" in refused(tmp_path)
 
 
-def test_half_labelled_and_badly_labelled_are_refused(tmp_path: Path) -> None:
+def test_half_labeled_and_badly_labeled_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.tar", {"1.png": PNG, "1.cls": b"3", "2.png": PNG})
     assert "1 of 2 images in the tar files have no label" in refused(tmp_path)
     for content in (b"", b" \n", b"\xff", b"cat\ndog", b"x" * 256):

@@ -94,10 +94,10 @@ def test_stamps_are_of_the_image(place: dict[str, Any], tmp_path: Path) -> None:
         assert [source.stamp(i) != stamps[i] for i in range(COUNT)].count(True) == 1
 
 
-def test_grey_and_colour_are_the_same_image(place: dict[str, Any]) -> None:
-    grey, colour = (opened(place, channels=c).read(3).image.pixels().astype(int) for c in (1, 3))
-    luma = colour @ (0.299, 0.587, 0.114)
-    assert np.abs(luma - grey[..., 0]).max() <= (4 if place["source"] == "tar" else 2)  # JPEG
+def test_gray_and_color_are_the_same_image(place: dict[str, Any]) -> None:
+    gray, color = (opened(place, channels=c).read(3).image.pixels().astype(int) for c in (1, 3))
+    luma = color @ (0.299, 0.587, 0.114)
+    assert np.abs(luma - gray[..., 0]).max() <= (4 if place["source"] == "tar" else 2)  # JPEG
 
 
 def test_trains_for_an_epoch(place: dict[str, Any], tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def test_statistics_of_arrays_are_theirs(tmp_path: Path) -> None:
         values = images(side, channels) / 255
         assert source.mean == pytest.approx(values.mean((0, 1, 2)))
         assert source.std == pytest.approx(values.std((0, 1, 2)))
-        grey = opened(MAKERS[kind](tmp_path / f"{kind} grey"), channels=1)
-        assert grey.mean == pytest.approx([values.mean()])
-        assert grey.std == pytest.approx([values.std()])
+        gray = opened(MAKERS[kind](tmp_path / f"{kind} gray"), channels=1)
+        assert gray.mean == pytest.approx([values.mean()])
+        assert gray.std == pytest.approx([values.std()])
 
 
 def test_channels_that_the_source_lacks_are_refused() -> None:

@@ -35,8 +35,8 @@ def draw(size: tuple[int, int, int, int, int]) -> tuple[torch.Tensor, torch.Tens
         dtype=torch.float64,
         generator=torch.Generator().manual_seed(seed),
     )
-    anchors, targets, centres = rows.split([images * views, images, prototypes])
-    return anchors, targets, centres
+    anchors, targets, centers = rows.split([images * views, images, prototypes])
+    return anchors, targets, centers
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,7 +75,7 @@ def test_equals_the_loop_of_the_paper(
         ent_weight=0.3,
     )
     assert float(losses.total) == pytest.approx(expected, rel=1e-9, abs=1e-10)
-    assert float(losses.regulariser) >= -1e-12
+    assert float(losses.regularizer) >= -1e-12
 
 
 def test_gradient_is_that_of_finite_differences() -> None:
@@ -124,7 +124,7 @@ def test_direction_of_the_prior_divergence() -> None:
     assert abs(own - reverse) > 0.01
 
 
-def test_a_uniform_prior_is_mean_entropy_maximisation() -> None:
+def test_a_uniform_prior_is_mean_entropy_maximization() -> None:
     log_p = torch.randn(6, 5, dtype=torch.float64).log_softmax(dim=1)
     mean = log_p.exp().mean(dim=0)
     entropy = -(mean * mean.log()).sum()

@@ -214,7 +214,7 @@ def test_metrics_are_those_of_the_targets(tmp_path: Path) -> None:
     assert float(metrics["max_t"]) == pytest.approx(sum(tops) / len(tops))
     assert float(metrics["proto_entropy"]) == pytest.approx(-float((mean * mean.log()).sum()))
     assert float(metrics["msn"]) == pytest.approx(float(losses.cross_entropy))
-    assert float(metrics["me_max"]) == pytest.approx(float(losses.regulariser))
+    assert float(metrics["me_max"]) == pytest.approx(float(losses.regularizer))
     assert float(metrics["ent"]) == pytest.approx(float(losses.entropy))
 
 

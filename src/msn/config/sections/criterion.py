@@ -59,7 +59,7 @@ class Criterion(Section):
     use_sinkhorn: bool = True
     """Balance the targets over the prototypes with Sinkhorn-Knopp."""
     sinkhorn_iterations: Few = 3
-    """Row and column normalisations of Sinkhorn-Knopp."""
+    """Row and column normalizations of Sinkhorn-Knopp."""
     freeze_proto: bool = False
     """Keep the prototypes at their initial values."""
     prior: Prior = "uniform"

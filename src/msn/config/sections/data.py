@@ -70,7 +70,7 @@ class Images(Section):
     pin_mem: bool = True
     """Page-locked host memory for faster copies to the GPU."""
     channels: Few | None = None
-    """Image channels: 1 (grey), 3 (RGB), or those of .npy files; null takes the source's own."""
+    """Image channels: 1 (gray), 3 (RGB), or those of .npy files; null takes the source's own."""
     mean: Annotated[tuple[Probability, ...], Strict(False)] | None = None
     """Mean of each channel, of values in [0, 1]; null takes the source's own."""
     std: Annotated[tuple[Divisor, ...], Strict(False)] | None = None
@@ -99,15 +99,15 @@ class Augmentation(Section):
     flip: Probability = 0.5
     """Probability of a horizontal flip; 0 switches it off."""
     color_jitter: Probability = 0.8
-    """Probability of colour jitter; 0 switches it off."""
+    """Probability of color jitter; 0 switches it off."""
     color_jitter_strength: Annotated[float, Field(ge=0, le=2.5)] = 0.5
     """s in ColorJitter(0.8s, 0.8s, 0.8s, 0.2s); hue shifts end at 0.5, hence s at 2.5."""
     grayscale: Probability = 0.2
-    """Probability of dropping the colour; 0 switches it off."""
+    """Probability of dropping the color; 0 switches it off."""
     blur: Probability = 0.5
     """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
     augment_on: Literal["cpu", "device"] = "cpu"
-    """Where flips, colours and blur are computed; crops are always made on the CPU."""
+    """Where flips, colors and blur are computed; crops are always made on the CPU."""
 
 
 class Data(Augmentation, Images):

@@ -62,8 +62,8 @@ Counts = Annotated[
 ]
 
 
-class LabelledImages(Images):
-    """Labelled images: the split `train` to learn from, `val` to measure with."""
+class LabeledImages(Images):
+    """Labeled images: the split `train` to learn from, `val` to measure with."""
 
     num_classes: Choices | None = None
     """Number of classes; null counts those of the training images."""
@@ -79,8 +79,8 @@ class LabelledImages(Images):
     """Probability of a horizontal flip; 0 switches it off."""
 
 
-class AugmentedImages(LabelledImages):
-    """Labelled images with the stronger augmentation of fine-tuning."""
+class AugmentedImages(LabeledImages):
+    """Labeled images with the stronger augmentation of fine-tuning."""
 
     auto_augment: Annotated[str, AfterValidator(_rand_augment)] = "rand-m9-mstd0.5-inc1"
     """RandAugment in timm's notation; empty switches it off."""
@@ -119,7 +119,7 @@ class FinetuneMeta(LinearMeta):
     """The encoder, what is trained of it, and how a run starts."""
 
     pool: Literal["cls", "patches"] = "cls"
-    """What the classifier sees: the normalised class token, or the patches' normalised mean."""
+    """What the classifier sees: the normalized class token, or the patches' normalized mean."""
     drop_path_rate: BelowOne = 0.2
     """Stochastic depth of the last block, linear from 0 at the first."""
     trained_blocks: Few | None = None

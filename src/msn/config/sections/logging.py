@@ -19,12 +19,12 @@ FileStem = Annotated[str, AfterValidator(_file_stem)]
 
 
 class Probe(Section):
-    """A k-nearest-neighbour probe of the target encoder during the run."""
+    """A k-nearest-neighbor probe of the target encoder during the run."""
 
     every: Whole = 10
     """Epochs between probes; 0 probes only at the end."""
     source: SourceName | None = None
-    """Labelled source; null takes data.source."""
+    """Labeled source; null takes data.source."""
     root_path: PathOrEmpty | None = None
     """Its root folder; null takes data.root_path."""
     image_folder: PathOrEmpty | None = None
@@ -34,13 +34,13 @@ class Probe(Section):
     image_list: PathText | None = None
     """Its list of images; null takes data.image_list."""
     k: Count = PROTOCOL.k
-    """Neighbours that vote."""
+    """Neighbors that vote."""
     temperature: Divisor = PROTOCOL.temperature
     """Temperature of the votes."""
     max_images: Count | None = 10_000
     """At most this many images of each split, which are kept in memory; null takes all."""
     report: bool = False
-    """At the end, print a low-shot table and draw loss curve and neighbours."""
+    """At the end, print a low-shot table and draw loss curve and neighbors."""
 
     def images(self) -> dict[str, str]:
         """Give what replaces keys of `data`; they are not validated together."""
@@ -75,4 +75,4 @@ class Logging(RunLogging):
     checkpoint_freq: Count = 25
     """Epochs between numbered checkpoints."""
     probe: Probe | None = None
-    """Probe with labelled images; null has none."""
+    """Probe with labeled images; null has none."""

@@ -114,7 +114,7 @@ class Meta(RunMeta):
     allow_batch_change: bool = False
     """Continue a run with another global batch, at the same share of its epoch."""
     init_from: PathText | None = None
-    """File of weights to start from, with a fresh optimiser."""
+    """File of weights to start from, with a fresh optimizer."""
     copy_data: bool = False
     """Copy data.root_path/image_folder, a folder or a tar file, to data.scratch before training."""
     bottleneck: int = 1

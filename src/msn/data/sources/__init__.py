@@ -33,7 +33,7 @@ def open_source(images: Images, split: str) -> Source:
     source, channels = images.source, images.channels
     if channels not in (None, 1, 3) and source not in FILES:
         raise UserError(
-            f"data.channels is {channels}: images of {source} are of 1 (grey) or 3 (RGB); only"
+            f"data.channels is {channels}: images of {source} are of 1 (gray) or 3 (RGB); only"
             f" {', '.join(FILES)} may hold others"
         )
     if source == "digits":

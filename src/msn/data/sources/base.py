@@ -13,7 +13,7 @@ import numpy as np
 
 from msn.data.image import ArrayImage, BadImage, Image, open_image
 from msn.data.mapped import Arrays
-from msn.data.normalisation import Normalisation, imagenet_normalisation, measured_normalisation
+from msn.data.normalization import Normalization, imagenet_normalization, measured_normalization
 from msn.data.sources.labels import known_labels
 from msn.runtime import keyed
 from msn.runtime.errors import UserError
@@ -50,7 +50,7 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int:
-        """1 (grey), 3 (RGB), or as many as its arrays have."""
+        """1 (gray), 3 (RGB), or as many as its arrays have."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class Source(Protocol):
         ...
 
     def labels(self) -> np.ndarray | None:
-        """All labels, int64 (N,), -1 for an image without; None for an unlabelled source."""
+        """All labels, int64 (N,), -1 for an image without; None for an unlabeled source."""
         ...
 
     def classes(self) -> list[str] | None:
@@ -89,10 +89,10 @@ class Source(Protocol):
 class EncodedSource(ABC):
     """A source of image files of unknown content.
 
-    It claims the statistics of ImageNet for grey and RGB, and measures those of other channels.
+    It claims the statistics of ImageNet for gray and RGB, and measures those of other channels.
 
     Args:
-        channels: 1 (grey) or 3 (RGB), whatever the files hold; or that of the arrays in them.
+        channels: 1 (gray) or 3 (RGB), whatever the files hold; or that of the arrays in them.
     """
 
     def __init__(self, channels: int) -> None:
@@ -101,12 +101,12 @@ class EncodedSource(ABC):
     @property
     def mean(self) -> tuple[float, ...]:
         """As in `Source`. Raises UserError: there is no image to measure."""
-        return self._normalisation.mean
+        return self._normalization.mean
 
     @property
     def std(self) -> tuple[float, ...]:
         """Likewise."""
-        return self._normalisation.std
+        return self._normalization.std
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -137,9 +137,9 @@ class EncodedSource(ABC):
         return Sample(image, self.label(index), self.name(index))
 
     @cached_property
-    def _normalisation(self) -> Normalisation:
+    def _normalization(self) -> Normalization:
         if self.channels in (1, 3):
-            return imagenet_normalisation(self.channels)
+            return imagenet_normalization(self.channels)
         counts, last_bad = np.zeros((self.channels, 256)), None
         order = keyed.generator(0, keyed.Stream.ORDER).permutation(len(self))
         for index in order[:STATISTICS_FILES].tolist():
@@ -154,7 +154,7 @@ class EncodedSource(ABC):
                 f"data.channels is {self.channels}: no such image to measure ({last_bad}); correct"
                 " it, or set data.mean and data.std"
             )
-        return measured_normalisation(counts)
+        return measured_normalization(counts)
 
 
 class ArraySource:
@@ -164,7 +164,7 @@ class ArraySource:
         arrays: holds `images`, uint8 (N, ...). To be cheap to send, it is a `Mapped` if large.
         labels: integers (N,), negative for none, or None.
         axes: where height, width and channels of an image are among its axes.
-        channels: 1 (grey) or 3 (RGB); None takes those that are there.
+        channels: 1 (gray) or 3 (RGB); None takes those that are there.
         title: first part of the images' names.
         classes: names of the classes by label, if known.
     """
@@ -212,7 +212,7 @@ class ArraySource:
     def classes(self) -> list[str] | None:
         return self._classes
 
-    def _statistics(self, own: int) -> Normalisation:
+    def _statistics(self, own: int) -> Normalization:
         """Mean and standard deviation of each channel, over images spread evenly."""
         images = self._arrays["images"]
         chosen = images[:: 1 + images.nbytes // STATISTICS_BYTES]
@@ -221,7 +221,7 @@ class ArraySource:
             counts += _histograms(chosen[start : start + 1000], 1 + self._axes[2])
         if own != self.channels:  # as for `EncodedSource`, of all channels together
             counts = np.repeat(counts.sum(0, keepdims=True), self.channels, axis=0)
-        return measured_normalisation(counts)
+        return measured_normalization(counts)
 
 
 def read_file(path: str) -> bytes:

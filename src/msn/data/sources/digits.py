@@ -22,9 +22,9 @@ class Digits(ArraySource):
         # A fixed order of its own: the split is the same for every seed of a run.
         order = np.argsort(keyed.generator(0, keyed.Stream.SPLIT).random(len(digits.target)))
         self._order = order[:TRAIN] if split == "train" else order[TRAIN:]
-        grey = np.rint(digits.images[self._order] * (255 / 16)).astype(np.uint8)
+        gray = np.rint(digits.images[self._order] * (255 / 16)).astype(np.uint8)
         labels = digits.target[self._order].astype(np.int64)
-        super().__init__({"images": grey[..., None]}, labels, channels=channels, title="digits")
+        super().__init__({"images": gray[..., None]}, labels, channels=channels, title="digits")
         self.mean = (self.MEAN,) * channels
         self.std = (self.STD,) * channels
 

@@ -31,7 +31,7 @@ class Folder(EncodedSource):
 
     With images in sub-folders, each sub-folder is a class, numbered in sorted order, and its images
     may lie at any depth: order and labels are those of torchvision's ImageFolder. Without, the
-    images directly in the folder are taken, unlabelled. Hidden files and folders, and
+    images directly in the folder are taken, unlabeled. Hidden files and folders, and
     those of `LEFT_ALONE`, are passed over.
     Arrays (`.npy`) are images where there are no others.
 

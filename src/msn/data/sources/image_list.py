@@ -98,16 +98,16 @@ def _build_index(path: str, watch: Watch) -> Arrays:
         raise UserError(f"{path}: cannot be read as a list of images ({error})") from error
     if not rows:
         raise UserError(f"{path}: lists no image; write one path in each line")
-    unlabelled = sum(not label for _, label in rows)
-    if 0 < unlabelled < len(rows):
+    unlabeled = sum(not label for _, label in rows)
+    if 0 < unlabeled < len(rows):
         first = next(image for image, label in rows if not label)
         raise UserError(
-            f"{path}: {unlabelled} of {len(rows)} paths have no label, the first is {first};"
+            f"{path}: {unlabeled} of {len(rows)} paths have no label, the first is {first};"
             " label all of them, or none"
         )
     paths, path_ends = pack(os.fsencode(image) for image, _ in rows)
     labels = read_labels(
-        [] if unlabelled else [label for _, label in rows],
+        [] if unlabeled else [label for _, label in rows],
         lambda index: f"{path}: row {index + 1}, {rows[index][0]},",
     )
     return {"paths": paths, "path_ends": path_ends, **labels}

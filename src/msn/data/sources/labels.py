@@ -25,7 +25,7 @@ def read_labels(texts: Sequence[str], where: Callable[[int], str]) -> Arrays:
         where: says for the index of an image where its label is, for the message of an error.
 
     Returns:
-        Arrays `labels`, int64 (N,), (0,) for an unlabelled source, and those of `pack_classes`.
+        Arrays `labels`, int64 (N,), (0,) for an unlabeled source, and those of `pack_classes`.
 
     Raises:
         UserError: a number is too large for a label.
@@ -34,8 +34,8 @@ def read_labels(texts: Sequence[str], where: Callable[[int], str]) -> Arrays:
         values = [_number(text, where, i) for i, text in enumerate(texts)]
         found, names = known_labels(np.array(values, dtype=np.int64)), []
     else:
-        unlabelled = np.array([bool(_NEGATIVE.fullmatch(text)) for text in texts])
-        names = sorted({text for text, none in zip(texts, unlabelled, strict=True) if not none})
+        unlabeled = np.array([bool(_NEGATIVE.fullmatch(text)) for text in texts])
+        names = sorted({text for text, none in zip(texts, unlabeled, strict=True) if not none})
         numbers = {name: i for i, name in enumerate(names)}
         found = np.array([numbers.get(text, -1) for text in texts], dtype=np.int64)
     return {

@@ -67,12 +67,10 @@ def open_stl10(
     """STL-10; `name` is "stl10", or "stl10_unlabeled" for its 100,000 images without labels.
 
     Raises:
-        UserError: as for `open_cifar`, or the split is one that the unlabelled images lack.
+        UserError: as for `open_cifar`, or the split is one that the unlabeled images lack.
     """
     if (name, split) not in STL10_FILES:
-        raise UserError(
-            f'{name} has no split "{split}"; use data.source: stl10 for labelled images'
-        )
+        raise UserError(f'{name} has no split "{split}"; use data.source: stl10 for labeled images')
     images_name, labels_name = STL10_FILES[name, split]
     folder = root / "stl10_binary"
     images = folder / images_name

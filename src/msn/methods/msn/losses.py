@@ -29,7 +29,7 @@ class LossSettings:
     Attributes:
         temperature: tau of the anchors' assignment.
         sinkhorn_iterations: 0 leaves the targets unbalanced.
-        memax_weight: weight of the regulariser (mean-entropy maximization); 0 leaves it out.
+        memax_weight: weight of the regularizer (mean-entropy maximization); 0 leaves it out.
         ent_weight: weight of the anchors' entropy; 0 leaves it out.
         label_smoothing: share of each assignment, of anchors and targets, that is spread evenly.
     """
@@ -45,9 +45,9 @@ class MSNLosses(NamedTuple):
     """The parts of the loss and what they were computed from.
 
     Attributes:
-        total: cross_entropy + memax_weight * regulariser + ent_weight * entropy, shape ().
+        total: cross_entropy + memax_weight * regularizer + ent_weight * entropy, shape ().
         cross_entropy: mean over the V*B anchor rows of H(target, anchor), shape ().
-        regulariser: KL(mean anchor assignment || prior), shape (). Never negative.
+        regularizer: KL(mean anchor assignment || prior), shape (). Never negative.
         entropy: mean entropy of the anchor assignments, shape ().
         log_mean_assignment: log of the mean anchor assignment, shape (K,), detached.
         log_targets: log of the sharpened (and balanced) targets, shape (B, K), no gradient.
@@ -55,7 +55,7 @@ class MSNLosses(NamedTuple):
 
     total: Tensor
     cross_entropy: Tensor
-    regulariser: Tensor
+    regularizer: Tensor
     entropy: Tensor
     log_mean_assignment: Tensor
     log_targets: Tensor
@@ -95,7 +95,7 @@ def log_assignment(
 
 
 def log_sharpen(log_p: Tensor, sharpening: float) -> Tensor:
-    """Sharpen the rows of (N, K) log-probabilities: `p ** (1 / T)`, renormalised (section 3)."""
+    """Sharpen the rows of (N, K) log-probabilities: `p ** (1 / T)`, renormalized (section 3)."""
     return F.log_softmax(log_p / sharpening, dim=-1)
 
 
@@ -125,7 +125,7 @@ def log_prior(num_prototypes: int, *, exponent: float = 0.0) -> Tensor:
 def kl_to_prior(log_mean: Tensor, log_prior: Tensor) -> Tensor:
     """KL(mean assignment || prior) of two (K,) log-distributions.
 
-    With a uniform prior this is MSN's mean-entropy maximisation, log K - H(mean assignment);
+    With a uniform prior this is MSN's mean-entropy maximization, log K - H(mean assignment);
     with another it is PMSN's prior matching (PMSN eq. 9). The direction matters: the reverse KL
     is a different loss.
     """
@@ -208,11 +208,11 @@ def msn_losses(
     by_view = log_p.view(-1, *log_t.shape)
     cross_entropy = -(log_t.exp() * by_view.sum(dim=0)).sum() / len(log_p)
     mean = log_mean(log_p)
-    regulariser = kl_to_prior(mean, log_prior.to(mean))
+    regularizer = kl_to_prior(mean, log_prior.to(mean))
     entropy = mean_entropy(log_p)
     total = cross_entropy
     if settings.memax_weight:
-        total = total + settings.memax_weight * regulariser
+        total = total + settings.memax_weight * regularizer
     if settings.ent_weight:
         total = total + settings.ent_weight * entropy
-    return MSNLosses(total, cross_entropy, regulariser, entropy, mean.detach(), log_t)
+    return MSNLosses(total, cross_entropy, regularizer, entropy, mean.detach(), log_t)

@@ -134,7 +134,7 @@ class MSN(Method):
         )
 
     def forward(self, views: Views, *, step: int) -> Output:
-        """Losses of one batch of normalised views at a global step.
+        """Losses of one batch of normalized views at a global step.
 
         The loss, Sinkhorn and the mean assignment are always those of the whole batch. With
         `accumulate` = k the batch is encoded in k parts whose activations are recomputed during
@@ -167,7 +167,7 @@ class MSN(Method):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Move the target's parameters towards the anchor's: m * target + (1 - m) * anchor.
+        """Move the target's parameters toward the anchor's: m * target + (1 - m) * anchor.
 
         Buffers are left alone: the target's BatchNorm keeps statistics of its own batches, as it
         stays in training mode.
@@ -181,15 +181,15 @@ class MSN(Method):
         details: MSNDetails = output.details
         losses = details.losses
         parts = torch.stack(
-            [losses.total, losses.cross_entropy, losses.regulariser, losses.entropy]
+            [losses.total, losses.cross_entropy, losses.regularizer, losses.entropy]
         )
-        total, cross_entropy, regulariser, entropy = collectives.mean(parts)
+        total, cross_entropy, regularizer, entropy = collectives.mean(parts)
         probabilities = collectives.gather(losses.log_targets.exp())
         features = collectives.gather(details.target_features.float())
         return {
             "loss": total,
             "msn": cross_entropy,
-            "me_max": regulariser,
+            "me_max": regularizer,
             "ent": entropy,
             "np": health.prototypes_in_use(probabilities),
             "max_t": probabilities.amax(dim=1).mean(),

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LabelledSet:
+class LabeledSet:
     """Images of a source with their labels, int64 of its length; only those `chosen` count.
 
     Labels of others than those may be -1.
@@ -78,7 +78,7 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
-class CentreCrop:
+class CenterCrop:
     """The view for measuring, see `msn.data.views.eval_view`."""
 
     size: int
@@ -88,7 +88,7 @@ class CentreCrop:
 
 
 def shuffled_batches(
-    images: LabelledSet,
+    images: LabeledSet,
     transform: Transform,
     order: Order,
     *,
@@ -110,7 +110,7 @@ def shuffled_batches(
 
 
 def batches_in_turn(
-    images: LabelledSet,
+    images: LabeledSet,
     transform: Transform,
     *,
     batch_size: int,
@@ -142,7 +142,7 @@ class _Batches(Dataset[Batch]):
 
     def __init__(
         self,
-        images: LabelledSet,
+        images: LabeledSet,
         transform: Transform,
         order: Callable[[int], tuple[int, np.ndarray]],
     ) -> None:

@@ -24,23 +24,23 @@ _OPTIONS = {"error_model": "numpy", "fastmath": {"nnan", "ninf", "nsz"}, "nogil"
 def adjust(view: np.ndarray, jitter: Jitter, *, grayscale: bool = False) -> None:
     """Apply the steps of a jitter in their order, and then grayscale; in place.
 
-    Brightness blends with black, contrast with the mean grey of the view, saturation with its grey
-    version (ITU-R 601 luma): a factor of 0 is that, 1 the view. Hue turns the colour circle by
-    `factor` of a full turn. Only three channels are colours: of others contrast takes the mean of
-    all for their grey, and saturation, hue and grayscale change nothing.
+    Brightness blends with black, contrast with the mean gray of the view, saturation with its gray
+    version (ITU-R 601 luma): a factor of 0 is that, 1 the view. Hue turns the color circle by
+    `factor` of a full turn. Only three channels are colors: of others contrast takes the mean of
+    all for their gray, and saturation, hue and grayscale change nothing.
 
     Args:
         view: contiguous uint8 (H, W, C) or (H, W).
     """
-    colours = view.ndim == 3 and view.shape[2] == 3
+    colors = view.ndim == 3 and view.shape[2] == 3
     # So in torchvision, though a full turn is 256 steps of the hue.
     steps = [(int(step), int(f * 255) if step == HUE else f) for step, f in jitter]
     steps += [(GRAYSCALE, 0)] * grayscale
-    if not colours:
+    if not colors:
         steps = [step for step in steps if step[0] in (BRIGHTNESS, CONTRAST)]
     operations = np.array([operation for operation, _ in steps], int32)
     factors = np.array([factor for _, factor in steps], float32)
-    (_adjust_rgb if colours else _adjust_grey)(view.reshape(-1), operations, factors)
+    (_adjust_rgb if colors else _adjust_gray)(view.reshape(-1), operations, factors)
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -55,8 +55,8 @@ def _inlined(function: Callable[..., Any]) -> Any:
 
 
 @_inlined
-def _blended(value: Any, grey: Any, factor: Any) -> Any:
-    return np.floor(min(max(grey + factor * (value - grey), float32(0)), float32(255)))
+def _blended(value: Any, gray: Any, factor: Any) -> Any:
+    return np.floor(min(max(gray + factor * (value - gray), float32(0)), float32(255)))
 
 
 @_inlined
@@ -73,18 +73,18 @@ def _less(largest: Any, spread: Any, share: Any) -> Any:
 
 
 @_compiled
-def _blend(plane: np.ndarray, grey: float, factor: float) -> None:
+def _blend(plane: np.ndarray, gray: float, factor: float) -> None:
     for i in range(plane.size):
-        plane[i] = _blended(plane[i], grey, factor)
+        plane[i] = _blended(plane[i], gray, factor)
 
 
 @_compiled
 def _saturate(red: np.ndarray, green: np.ndarray, blue: np.ndarray, factor: float) -> None:
     for i in range(red.size):
-        grey = _luma(red[i], green[i], blue[i])
-        red[i] = _blended(red[i], grey, factor)
-        green[i] = _blended(green[i], grey, factor)
-        blue[i] = _blended(blue[i], grey, factor)
+        gray = _luma(red[i], green[i], blue[i])
+        red[i] = _blended(red[i], gray, factor)
+        green[i] = _blended(green[i], gray, factor)
+        blue[i] = _blended(blue[i], gray, factor)
 
 
 @_compiled
@@ -108,10 +108,10 @@ def _turn_hue(red: np.ndarray, green: np.ndarray, blue: np.ndarray, shift: float
 
 
 @_compiled
-def _make_grey(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> None:
+def _make_gray(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> None:
     for i in range(red.size):
-        grey = _luma(red[i], green[i], blue[i])
-        red[i], green[i], blue[i] = grey, grey, grey
+        gray = _luma(red[i], green[i], blue[i])
+        red[i], green[i], blue[i] = gray, gray, gray
 
 
 @_compiled
@@ -144,22 +144,22 @@ def _store(planes: Planes, bytewise: Planes, values: np.ndarray) -> None:
 
 
 @_compiled
-def _step(planes: Planes, operation: int, factor: float, grey: float) -> None:
+def _step(planes: Planes, operation: int, factor: float, gray: float) -> None:
     red, green, blue = planes
     if operation in (BRIGHTNESS, CONTRAST):
         for plane in planes:
-            _blend(plane, float32(0) if operation == BRIGHTNESS else grey, factor)
+            _blend(plane, float32(0) if operation == BRIGHTNESS else gray, factor)
     elif operation == SATURATION:
         _saturate(red, green, blue, factor)
     elif operation == HUE:
         _turn_hue(red, green, blue, factor)
     else:
-        _make_grey(red, green, blue)
+        _make_gray(red, green, blue)
 
 
 @_compiled
 def _pass(
-    values: np.ndarray, operations: np.ndarray, factors: np.ndarray, grey: float, summed: bool
+    values: np.ndarray, operations: np.ndarray, factors: np.ndarray, gray: float, summed: bool
 ) -> int:
     """All steps for all pixels; if `summed`, the sum of the luma that they end with."""
     pixels, total = values.size // 3, 0
@@ -172,7 +172,7 @@ def _pass(
         bytewise = (whole[0, :length], whole[1, :length], whole[2, :length])
         _load(block, bytewise, planes)
         for i in range(operations.size):
-            _step(planes, operations[i], factors[i], grey)
+            _step(planes, operations[i], factors[i], gray)
         if summed:
             total += _sum_of_luma(*planes)
         if operations.size:
@@ -183,19 +183,19 @@ def _pass(
 @_compiled
 def _adjust_rgb(values: np.ndarray, operations: np.ndarray, factors: np.ndarray) -> None:
     """In one pass, and one more up to contrast, which needs the mean of what it is given."""
-    first, grey = 0, float32(0)
+    first, gray = 0, float32(0)
     for last in range(operations.size):
         if operations[last] == CONTRAST:
-            total = _pass(values, operations[:last], factors[:last], grey, True)
-            first, grey = last, float32(np.floor(total / (values.size // 3) + 0.5))
-    _pass(values, operations[first:], factors[first:], grey, False)
+            total = _pass(values, operations[:last], factors[:last], gray, True)
+            first, gray = last, float32(np.floor(total / (values.size // 3) + 0.5))
+    _pass(values, operations[first:], factors[first:], gray, False)
 
 
 @_compiled
-def _adjust_grey(values: np.ndarray, operations: np.ndarray, factors: np.ndarray) -> None:
+def _adjust_gray(values: np.ndarray, operations: np.ndarray, factors: np.ndarray) -> None:
     for step in range(operations.size):
-        grey = float32(0)
+        gray = float32(0)
         if operations[step] == CONTRAST:
-            grey = float32(np.floor(values.sum() / values.size + 0.5))
+            gray = float32(np.floor(values.sum() / values.size + 0.5))
         for i in range(values.size):
-            values[i] = uint8(int32(_blended(float32(values[i]), grey, factors[step])))
+            values[i] = uint8(int32(_blended(float32(values[i]), gray, factors[step])))

@@ -1,4 +1,4 @@
-"""Batches of labelled images: order, labels, shares of several processes."""
+"""Batches of labeled images: order, labels, shares of several processes."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from msn.data.image import ArrayImage, Image
-from msn.data.labelled import (
+from msn.data.labeled import (
     Batch,
-    CentreCrop,
-    LabelledSet,
+    CenterCrop,
+    LabeledSet,
     RandomCrop,
     Transform,
     batches_in_turn,
@@ -28,11 +28,11 @@ def digits(split: str = "train") -> Source:
     return opened({"source": "digits"}, split)
 
 
-def labelled(count: int | None = None) -> LabelledSet:
+def labeled(count: int | None = None) -> LabeledSet:
     source = digits()
     labels = source.labels()
     assert labels is not None
-    return LabelledSet(source, labels, np.arange(len(source))[:count])
+    return LabeledSet(source, labels, np.arange(len(source))[:count])
 
 
 def numbered(image: Image, epoch: int, index: int) -> np.ndarray:
@@ -49,7 +49,7 @@ def all_indices(batches: Iterable[Batch]) -> list[int]:
 
 
 def shuffled(
-    images: LabelledSet, view: Transform, start: int, stop: int, num_workers: int = 0
+    images: LabeledSet, view: Transform, start: int, stop: int, num_workers: int = 0
 ) -> Iterator[Batch]:
     order = Order(len(images), batch_size=8, steps_per_epoch=6, seed=3)
     return shuffled_batches(
@@ -58,14 +58,14 @@ def shuffled(
 
 
 def test_labels_are_those_of_the_images() -> None:
-    images = labelled()
+    images = labeled()
     for batch in shuffled(images, numbered, 0, 4):
         assert batch.labels.tolist() == images.labels[indices(batch)].tolist()
 
 
 def test_only_chosen_images_are_seen_each_once_an_epoch() -> None:
-    images = labelled()
-    chosen = LabelledSet(images.source, images.labels, np.arange(100, 148))
+    images = labeled()
+    chosen = LabeledSet(images.source, images.labels, np.arange(100, 148))
     batches = list(shuffled(chosen, numbered, 0, 12))
     epochs = [all_indices(batches[:6]), all_indices(batches[6:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(100, 148))
@@ -78,15 +78,15 @@ def test_only_chosen_images_are_seen_each_once_an_epoch() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_start_in_the_middle_gives_the_same_batches(workers: int) -> None:
     view = RandomCrop(8, (0.3, 1.0), 0.5, seed=3)
-    whole = list(shuffled(labelled(50), view, 0, 9))
-    rest = list(shuffled(labelled(50), view, 5, 9, num_workers=workers))
+    whole = list(shuffled(labeled(50), view, 0, 9))
+    rest = list(shuffled(labeled(50), view, 5, 9, num_workers=workers))
     for one, other in zip(whole[5:], rest, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
 
 
 def test_processes_share_the_batches_of_one() -> None:
-    images = labelled(50)
+    images = labeled(50)
     make = partial(shuffled_batches, images, numbered, start_step=0, stop_step=5, num_workers=0)
     alone = make(Order(50, batch_size=16, steps_per_epoch=3, seed=3))
     orders = [Order(50, 4, steps_per_epoch=3, seed=3, rank=r, world_size=4) for r in range(4)]
@@ -100,7 +100,7 @@ def test_each_image_is_measured_once_by_one_process(world_size: int) -> None:
     seen: list[int] = []
     for rank in range(world_size):
         share = batches_in_turn(
-            labelled(50),
+            labeled(50),
             numbered,
             batch_size=4,
             num_workers=0,
@@ -123,7 +123,7 @@ def test_crops_are_keyed_by_epoch_and_image() -> None:
 
 
 def test_nothing_but_crop_and_flip() -> None:
-    """A whole crop without flip is the image: no colour is changed, nothing blurred."""
+    """A whole crop without flip is the image: no color is changed, nothing blurred."""
     noise = keyed.generator(0, keyed.Stream.DRAW).integers(256, size=(16, 16, 3), dtype=np.uint8)
     for flip, expected in ((0.0, noise), (1.0, noise[:, ::-1])):
         whole = RandomCrop(16, (1.0, 1.0), flip, seed=1)
@@ -136,4 +136,4 @@ def test_nothing_but_crop_and_flip() -> None:
 
 def test_measured_is_the_view_for_evaluation() -> None:
     image = digits().read(0).image
-    assert np.array_equal(CentreCrop(16)(image, 0, 0), eval_view(image.pixels(), 16))
+    assert np.array_equal(CenterCrop(16)(image, 0, 0), eval_view(image.pixels(), 16))

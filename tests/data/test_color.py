@@ -1,4 +1,4 @@
-"""Colour jitter against torchvision's on PIL images."""
+"""Color jitter against torchvision's on PIL images."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from msn.data.colour import BLOCK, adjust
+from msn.data.color import BLOCK, adjust
 from msn.data.draws import Jitter, Operation
 
 THEIRS: dict[Operation, Callable[[Any, float], Any]] = {
@@ -74,9 +74,9 @@ def test_all_but_hue_is_exactly_torchvisions(
     np.testing.assert_array_equal(
         adjusted(image, jitter, grayscale=grayscale), pil(image, jitter, grayscale=grayscale)
     )
-    grey = image[..., 0].copy()
+    gray = image[..., 0].copy()
     tones = tuple(step for step in jitter if step[0] != Operation.SATURATION)
-    np.testing.assert_array_equal(adjusted(grey, jitter, grayscale=grayscale), pil(grey, tones))
+    np.testing.assert_array_equal(adjusted(gray, jitter, grayscale=grayscale), pil(gray, tones))
 
 
 @given(seed=st.integers(0, 10**6), turn=TURNS)
@@ -89,13 +89,13 @@ def test_hue_is_torchvisions(seed: int, turn: float) -> None:
     assert difference.max() <= 6  # what one step of 256 can make
 
 
-def test_hue_of_every_colour() -> None:
-    """All colours of 6 bits, greys among them, turned back and forth."""
+def test_hue_of_every_color() -> None:
+    """All colors of 6 bits, grays among them, turned back and forth."""
     levels = np.arange(64, dtype=np.uint8) * 4 + 3
-    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(512, 512, 3)
+    colors = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(512, 512, 3)
     for turn in (-0.1, 0.1, 0.37):
         jitter = ((Operation.HUE, turn),)
-        difference = np.abs(adjusted(colours, jitter).astype(int) - pil(colours, jitter))
+        difference = np.abs(adjusted(colors, jitter).astype(int) - pil(colors, jitter))
         assert (difference > 0).mean() <= 0.005
         assert difference.max() <= 6
 
@@ -117,10 +117,10 @@ def test_all_in_their_order_on_photographs() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_other_channels_are_no_colours(channels: int) -> None:
+def test_other_channels_are_no_colors(channels: int) -> None:
     image = noise(0, 40, BLOCK // 20, channels)
-    colours = ((Operation.SATURATION, 0.3), (Operation.HUE, 0.1))
-    np.testing.assert_array_equal(adjusted(image, colours, grayscale=True), image)
+    colors = ((Operation.SATURATION, 0.3), (Operation.HUE, 0.1))
+    np.testing.assert_array_equal(adjusted(image, colors, grayscale=True), image)
     brighter = adjusted(image, ((Operation.BRIGHTNESS, 1.4),))
     for c in range(channels):
         expected = pil(image[..., c].copy(), ((Operation.BRIGHTNESS, 1.4),))
@@ -132,7 +132,7 @@ def test_without_a_folder_for_the_cache_it_runs(tmp_path: Path) -> None:
     occupied = tmp_path / "file"
     occupied.write_text("")
     code = (
-        "import numpy as np; from msn.data.colour import adjust; v = np.full((4, 4, 3), 100, 'u1');"
+        "import numpy as np; from msn.data.color import adjust; v = np.full((4, 4, 3), 100, 'u1');"
         "adjust(v, ((0, 1.5),)); print(v.min(), v.max())"
     )
     environment = {

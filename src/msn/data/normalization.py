@@ -9,14 +9,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Normalisation(NamedTuple):
+class Normalization(NamedTuple):
     """Mean and standard deviation of the images, a number per channel, in the scale 0 to 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def measured_normalisation(counts: np.ndarray) -> Normalisation:
+def measured_normalization(counts: np.ndarray) -> Normalization:
     """Of images in which `counts`, (C, 256), pixels have each value in each channel.
 
     Deviations are of one step between values at least: channels that are constant become zero.
@@ -24,12 +24,12 @@ def measured_normalisation(counts: np.ndarray) -> Normalisation:
     share, levels = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean = share @ levels
     std = np.sqrt(np.maximum(share @ levels**2 - mean**2, levels[1] ** 2))
-    return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def imagenet_normalisation(channels: int) -> Normalisation:
+def imagenet_normalization(channels: int) -> Normalization:
     """ImageNet's numbers; for another number of channels than three, their mean for each."""
     if channels == len(IMAGENET_MEAN):
-        return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+        return Normalization(IMAGENET_MEAN, IMAGENET_STD)
     mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3
-    return Normalisation((mean,) * channels, (std,) * channels)
+    return Normalization((mean,) * channels, (std,) * channels)
