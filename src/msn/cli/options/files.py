@@ -48,7 +48,6 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     add(
         "--normalize",
         "--normalise",
-        dest="normalise",
         action="store_true",
         help="let the graph take images in the scale 0 to 1, and normalize them itself",
     )
