@@ -167,7 +167,7 @@ def test_the_quickstart_as_a_job(cluster: Cluster, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     job = int(result.stdout.split()[1].rstrip(":"))
     wait_for_state(cluster, job, "COMPLETED", tmp_path, 200)
-    assert "finished: 1 epochs, 20 steps" in output(tmp_path)
+    assert "finished: 1 epoch, 20 steps" in output(tmp_path)
     state = checkpoint.load(tmp_path / "run" / "quickstart-latest.pth.tar")
     assert (state["world_size"], state["batch_size"]) == (2, 32)
 
@@ -178,7 +178,7 @@ def test_srun_starts_the_same_script(cluster: Cluster, tmp_path: Path) -> None:
         "srun", "--nodes=2", "--ntasks=2", sys.executable, str(ROOT / "main.py"),
         "--fname", str(config),
     )  # fmt: skip
-    assert "finished: 1 epochs" in said
+    assert "finished: 1 epoch" in said
     assert latest(tmp_path / "run")["world_size"] == 2
 
 

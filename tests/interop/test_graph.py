@@ -41,7 +41,7 @@ def test_each_tap_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tap", "normalise", "size"),
+    ("tap", "normalize", "size"),
     [("cls", True, (16, 16)), ("patches", False, (24, 16)), ("logits", True, (12, 12))],
 )
 def test_onnx_at_any_batch_size(

@@ -18,12 +18,12 @@ from msn.runtime.lock import locked, require_shared
 from tests.support.commands import start, text
 from tests.support.experiments import write_tiny
 
+pytestmark = pytest.mark.processes
+
 HOLD = """
 import sys, time
 from pathlib import Path
 from msn.runtime.lock import locked
-
-pytestmark = pytest.mark.processes
 with locked(Path(sys.argv[1]), job=sys.argv[2]):
     print("held", flush=True)
     time.sleep(float(sys.argv[3]))

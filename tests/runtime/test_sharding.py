@@ -175,7 +175,7 @@ def test_a_sharded_run_is_probed_and_saved_and_goes_on_alone(tmp_path: Path) -> 
     config = write_config(tmp_path, tmp_path / "run", logging__probe={"every": 1})
     code, out, err = finished(spawned(config, "optimization.epochs=1", "meta.shard=true"))
     assert (code, err) == (0, "")
-    assert "finished: 1 epochs, 40 steps" in out
+    assert "finished: 1 epoch, 40 steps" in out
     assert (tmp_path / "run" / "tiny-probe.csv").read_text().count("\n") == 2
     code, out, err = finished(spawned(config, processes=1))
     assert (code, err) == (0, "")

@@ -15,6 +15,7 @@ from msn.cli.main import main
 from msn.runtime import checkpoint
 from msn.train.pretraining import pretrain
 from tests.support.experiments import tiny_config, write_tiny
+from tests.support.processes import run_on
 from tests.support.runs import ROOT, assert_same
 from tests.support.toy import Toy
 
@@ -70,6 +71,10 @@ def test_it_trains_logs_and_is_probed(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
+def unbroken(folder: Path) -> None:
+    pretrain(tiny_config(folder, **SETTINGS), torch.device("cpu"), Toy)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_it_ends_as_if_unbroken(tmp_path: Path, processes: int) -> None:
     config = write_tiny(tmp_path / "toy.yaml", tmp_path / "run", **SETTINGS)
@@ -77,9 +82,8 @@ def test_killed_it_ends_as_if_unbroken(tmp_path: Path, processes: int) -> None:
     done = checkpoint.load(tmp_path / "run/tiny-latest.pth.tar")["step"]
     assert 0 < done < 40 // processes
     assert start(config, processes).wait(timeout=120) == 0
-    other = write_tiny(tmp_path / "other.yaml", tmp_path / "unbroken", **SETTINGS)
-    assert start(other, processes).wait(timeout=120) == 0
-    broken, unbroken = (
+    run_on(processes, unbroken, tmp_path / "unbroken")
+    broken, whole = (
         checkpoint.load(tmp_path / name / "tiny-latest.pth.tar") for name in ("run", "unbroken")
     )
-    assert_same(broken, unbroken)
+    assert_same(broken, whole)

@@ -8,13 +8,16 @@ import logging
 import sys
 from typing import TextIO
 
+SHOWN = "msn on stdout"
+
 logger = logging.getLogger("msn")
 
 
 def show() -> None:
     """Print what is logged to stdout, as the command line does. Calling it again does nothing."""
-    if not any(isinstance(handler, _Stdout) for handler in logger.handlers):
+    if not any(handler.get_name() == SHOWN for handler in logger.handlers):
         handler = _Stdout()
+        handler.set_name(SHOWN)
         handler.setFormatter(_Formatter())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
