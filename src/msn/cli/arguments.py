@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str) -> Path:
-    """A path, `~` expanded, also where the shell does not: in `--out=~/x`."""
+    """Read a path and expand `~`, also where the shell does not, as in `--out=~/x`."""
     if not text:
         raise argparse.ArgumentTypeError("'': must be a path")
     try:
@@ -55,7 +55,7 @@ def path(text: str) -> Path:
 
 
 def truth(text: str) -> bool:
-    """`--normalize False` means false; to `bool` any text is true."""
+    """Read a yes or no: `--normalize False` means false, whereas `bool` takes any text as true."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in known:
         raise argparse.ArgumentTypeError(f"{text}: must be true or false")
@@ -98,5 +98,5 @@ _strength = _number(
 
 
 def strength(text: str) -> float | None:
-    """Of a penalty; None is `auto`."""
+    """Read the strength of a penalty: a number, or None for `auto`."""
     return None if text == "auto" else _strength(text)

@@ -25,7 +25,7 @@ from msn.visualize.report import Representation, markdown, score
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table and write it as Markdown."""
+    """Print the comparison of raw pixels, untrained and trained encoder; write it as Markdown."""
     bench = open_bench(options)
     path = result_path(options, "evaluation.md")
     splits = bench.labeled(options.max_images)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _untrained(bench: Bench) -> Bench:
-    """The same with the random weights that the run began with, where its config is known."""
+    """Replace the trained encoder by an untrained one, with the run's initial weights if known."""
     weights = bench.pretrained
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(0, Stream.INIT))
@@ -79,7 +79,7 @@ def _untrained(bench: Bench) -> Bench:
 
 
 def _features(bench: Bench, sets: Sequence[LabeledSet]) -> list[Tensor]:
-    """Of the train and the val split."""
+    """Compute the features of the train and the val split."""
     found = [bench.features(images)[0] for images in sets]
     bench.settle()
     return found

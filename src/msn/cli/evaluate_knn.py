@@ -9,7 +9,7 @@ from msn.runtime.files import write_json
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print a table, and write it as JSON beside the weights."""
+    """Print a table of k-NN accuracies and write it as JSON beside the weights."""
     bench = open_bench(options)
     path = result_path(options, "knn.json")
     taps, device = taps_of(options), bench.encoder.devices[0]

@@ -35,7 +35,7 @@ from msn.runtime.files import prepare_place, write_json
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the outcomes and a table; write them as JSON beside the weights."""
+    """Print the accuracies of all fits and a table; write them as JSON beside the weights."""
     _official_words(options)
     for lambd in options.lambd:
         check_settings(
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _official_words(options: argparse.Namespace) -> None:
-    """Bring the official options to the form of all other commands."""
+    """Translate the options of the official command line into those of all other commands."""
     if options.pretrained:
         if options.weights or not options.fname:
             raise UserError(
@@ -95,7 +95,7 @@ def _official_words(options: argparse.Namespace) -> None:
 def _labeled_features(
     options: argparse.Namespace, bench: Bench, splits: Splits
 ) -> tuple[list[LabelSet], Tensor, Tensor]:
-    """The sets of labeled images; features and labels of all that are in any of them."""
+    """Give the sets of labeled images, and features and labels of all images in any of them."""
     labels = splits.train.labels.copy()
     while True:
         chosen = _label_sets(options, replace(splits.train, labels=labels), splits.names)
@@ -111,7 +111,7 @@ def _labeled_features(
 def _label_sets(
     options: argparse.Namespace, train: LabeledSet, names: Sequence[str]
 ) -> list[tuple[str, np.ndarray]]:
-    """Name and images of each set; those with a label of -1 are in none."""
+    """Give name and images of each set; images with a label of -1 are in none."""
     if options.subset_path and options.images_per_class:
         raise UserError("--subset-path and --images-per-class are both given; drop either")
     if options.subset_path:
@@ -134,7 +134,7 @@ def _label_sets(
 
 
 def _prepared(features: torch.Tensor, bench: Bench, options: argparse.Namespace) -> torch.Tensor:
-    """In float32 for cyanure as in the official code; else float64, on the device for torch."""
+    """Prepare features for the solver: float32 for cyanure, as officially, else float64."""
     if options.solver != "cyanure":
         features = features.double()
     if options.solver == "torch":
@@ -152,5 +152,5 @@ def _say(outcome: Outcome) -> None:
 
 
 def _quoted(text: str) -> str:
-    """As a YAML text, whatever is in it."""
+    """Quote any text for YAML."""
     return "'" + text.replace("'", "''") + "'"

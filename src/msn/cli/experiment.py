@@ -27,7 +27,7 @@ Evaluation = TypeVar("Evaluation", bound=EvaluationFile)
 
 
 def read(options: argparse.Namespace, kind: type[File]) -> tuple[File, list[torch.device], World]:
-    """The config, the devices to run it on, and the processes that the environment tells of.
+    """Read the config, the devices to run it on, and the processes that the environment tells of.
 
     Raises:
         UserError: any of them is wrong.
@@ -48,7 +48,7 @@ def run(
     kind: type[File],
     work: Callable[[File, torch.device], object],
 ) -> None:
-    """Do the work of a command as one of the processes of a run, or start a process a device.
+    """Run a command as one process of a run, or start one process for each device.
 
     Raises:
         UserError: the request is wrong, or the processes do not find each other.
@@ -83,7 +83,7 @@ def run_and_print(
     kind: type[File],
     evaluate: Callable[[File, torch.device], object],
 ) -> None:
-    """The same for work that gives a table, which rank 0 prints."""
+    """Run a command as `run` does, and print on rank 0 the table that its work gives."""
 
     def work(config: File, device: torch.device) -> None:
         table = evaluate(config, device)
@@ -98,14 +98,14 @@ def plan(
     kind: type[Evaluation],
     prepare: Callable[[Evaluation, torch.device], tuple[Job, Learner]],
 ) -> None:
-    """Print what an evaluation would do, and do nothing."""
+    """Print what an evaluation would do, without doing it."""
     config, devices, world = read(options, kind)
     job, learner = prepare(config, devices[0])
     print(describe(config, job, learner.names, devices[0], max(world.size, len(devices))))
 
 
 def _files(folder: Path, tag: str) -> dict[Path, int]:
-    """The files of a run, and when they were written."""
+    """Find the files of a run and when each was written."""
     found = folder.glob(f"{glob.escape(tag)}[-_]*")
     return {path: path.stat().st_mtime_ns for path in found if path.suffix != ".tmp"}
 

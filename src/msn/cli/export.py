@@ -14,7 +14,7 @@ from msn.runtime.files import prepare_place
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the weights in another form."""
+    """Write weights in the requested format, or release the whole state of a run."""
     prepare_place(options.out, folder=options.to in ("huggingface", "timm", "release"))
     if options.to == "release":
         release.write(options.out, options.weights)
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(weights: Weights, options: argparse.Namespace) -> None:
-    """Write weights in one of the formats but `release`."""
+    """Write weights in any of the formats except `release`."""
     if options.to in ("onnx", "torch"):
         graph = Graph(weights, options.tap, normalize=options.normalize)
         images = torch.rand(2, weights.architecture.in_chans, *image_size(weights, options))
@@ -42,7 +42,7 @@ def write(weights: Weights, options: argparse.Namespace) -> None:
 
 
 def image_size(weights: Weights, options: argparse.Namespace) -> tuple[int, int]:
-    """Height and width of the images of a graph.
+    """Find the height and width of the images that an exported graph takes.
 
     Raises:
         UserError: more than two numbers, or smaller than a patch.

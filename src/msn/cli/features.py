@@ -10,7 +10,7 @@ from msn.runtime.files import prepare_place
 
 
 def run(options: argparse.Namespace) -> None:
-    """Compute them, or go on from where an interrupted run was, and write one file."""
+    """Compute features, resuming where an interrupted run stopped, and write them to one file."""
     check_name(options.out)
     prepare_place(options.out)
     bench = open_bench(options)

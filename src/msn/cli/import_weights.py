@@ -16,7 +16,7 @@ WRITERS = {"official": official.write, "huggingface": huggingface.write, "timm":
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read weights, say what they are, and write them where asked to."""
+    """Read weights, print what they are, and write them if an output is given."""
     if (options.out is None) != (options.format is None):
         raise UserError("OUT and --as go together: give both, or neither to look only")
     if options.format == "run":
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def describe(weights: Weights) -> str:
-    """What was read, in a few lines."""
+    """Describe weights that were read, in a few lines."""
     size, channels = weights.architecture.size, weights.architecture.in_chans
     side = weights.architecture.image_size
     patch = f"patch {size.patch_size}" if size.patch_size else "convolutional stem"

@@ -82,7 +82,7 @@ OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 1 failed, 2 wrong request, 130 interrupted."""
+    """Run a command; return 0 if it is done, 1 if it failed, 2 if misused, 130 if interrupted."""
     prepare_streams()
     log.show()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outcome(words: list[str]) -> int:
-    """Run a command and say what went wrong, if anything did; the exit code."""
+    """Run a command, print what went wrong, if anything did, and return the exit code."""
     try:
         _run(words)
     except UserError as error:
@@ -132,7 +132,7 @@ def _run(words: list[str]) -> None:
 
 
 def _overview(words: list[str]) -> str:
-    """Which commands there are, or the version.
+    """List the commands, or give the version.
 
     Raises:
         UserError: something else is asked for.
@@ -158,7 +158,7 @@ def _overview(words: list[str]) -> str:
 
 
 def _meant(asked: list[str]) -> str:
-    """The command of that name in a group, or the one that is nearest, or all."""
+    """Suggest the commands that may have been meant by an unknown one."""
     group = [name for name in COMMANDS if name.split()[0] == asked[0]]
     tried = " ".join(asked[:2])
     near = (

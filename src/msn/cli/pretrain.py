@@ -12,7 +12,7 @@ from msn.train.profiling import profile_steps
 
 
 def run(options: argparse.Namespace) -> None:
-    """Run the experiment of the config."""
+    """Pre-train as the config says, or plan, profile or evaluate where an option asks for it."""
     if options.linear_eval or options.finetune:
         if options.profile:
             raise UserError(

@@ -27,7 +27,7 @@ OWN = {
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check the config, submit, and say where to look."""
+    """Check the config, submit the job, and print where its output is."""
     job: Job[Any]
     if options.linear_eval:
         job = Job(linear_evaluation, load(LinearConfig, options.fname, options.overrides))
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def others(options: argparse.Namespace) -> dict[str, str | bool]:
-    """Options that are handed on to sbatch.
+    """Collect the options that are passed on to sbatch.
 
     Raises:
         UserError: one of --slurm has no key, or this command has an option for it.
@@ -84,7 +84,7 @@ def others(options: argparse.Namespace) -> dict[str, str | bool]:
 
 
 def one_line(option: str, text: str) -> str:
-    """Refuse what would be several lines of the script that sbatch reads."""
+    """Return a text unchanged; refuse one that would be several lines of the sbatch script."""
     if not text.isprintable() or not text:
         raise UserError(
             f"{option} {text!r}: must be one line of text; give the option once for each"

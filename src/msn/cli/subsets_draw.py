@@ -14,7 +14,7 @@ from msn.runtime.errors import UserError
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw from the train split; the images of a shorter list are among those of a longer one."""
+    """Draw lists from the train split; in each draw, longer lists contain the shorter ones."""
     source = open_source(load_images(options.fname, options.overrides, {}), "train")
     found = source.labels()
     if found is None:

@@ -21,14 +21,14 @@ class _Forgiving(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Let no message end the program because it cannot be shown, nor because nobody reads it."""
+    """Keep the program alive if a message cannot be shown, or if nobody reads its output."""
     codecs.register_error("msn", _shown)
     sys.stdout = _prepared(sys.stdout)
     sys.stderr = _prepared(sys.stderr)
 
 
 def say_written(*paths: Path) -> None:
-    """Name the files that a command has written: its last words."""
+    """Print the names of the files that a command has written, as its last output."""
     for path in paths:
         print(f"wrote {path}")
 
@@ -51,7 +51,7 @@ def _prepared(stream: TextIO) -> TextIO:
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Bytes of file names as they were, and something near to what cannot be shown."""
+    """Replace what a stream cannot encode; write undecodable bytes of file names unchanged."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     sign = error.object[error.start]

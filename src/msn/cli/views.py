@@ -14,7 +14,7 @@ from msn.visualize.contact_sheet import contact_sheet
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the views of one image; the data set of the config is not touched."""
+    """Draw the views of one image, without opening the data set of the config."""
     config = load_views(options.fname, options.overrides)
     out = options.out
     if out.suffix.lower() != ".png":

@@ -38,16 +38,16 @@ class Bench(NamedTuple):
 
     @property
     def workers(self) -> int:
-        """Processes that decode images."""
+        """Number of processes that decode images."""
         return worker_count(self.images.num_workers)
 
     def open(self, split: str) -> Source:
-        """A split of the images, with as many channels as the encoder takes."""
+        """Open a split of the images, with as many channels as the encoder takes."""
         images = self.images.model_copy(update={"channels": self.encoder.channels})
         return open_source(images, split)
 
     def labeled(self, max_images: int | None = None) -> Splits:
-        """The train and the val split, their classes matched.
+        """Open the train and the val split with labels, their classes matched.
 
         Raises:
             UserError: one is missing, or has no labels.
@@ -66,7 +66,7 @@ class Bench(NamedTuple):
     def extract(
         self, source: Source, *, indices: np.ndarray | None = None, taps: Taps = MSN_TAPS
     ) -> Features:
-        """Features of a source, from the cache where they are there; `settle` is to follow."""
+        """Compute features of a source, or read them from the cache; call `settle` afterwards."""
         return extract(
             self.encoder,
             source,
@@ -79,12 +79,12 @@ class Bench(NamedTuple):
         )
 
     def features(self, images: LabeledSet, *, taps: Taps = MSN_TAPS) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and labels (N,) of those images that can be read, likewise."""
+        """Give features (N, D) and labels (N,) of the readable images; call `settle` after it."""
         found = self.extract(images.source, indices=images.chosen, taps=taps)
         return found.features, torch.from_numpy(images.labels[found.indices])
 
     def settle(self) -> None:
-        """Say which images were left out.
+        """Report which images were left out.
 
         Raises:
             UserError: there are bad images, and they are not to be left out.
@@ -94,12 +94,12 @@ class Bench(NamedTuple):
 
 
 def taps_of(options: argparse.Namespace) -> Taps:
-    """The features that are asked for."""
+    """Give the taps that the options ask for."""
     return Taps(options.blocks, options.norm, options.patch_average, options.mask)
 
 
 def open_bench(options: argparse.Namespace) -> Bench:
-    """Read the weights, and say where the images are.
+    """Open the frozen encoder and the images that the options name.
 
     Raises:
         UserError: the request is wrong, or a file is.
@@ -138,7 +138,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
 
 
 def result_path(options: argparse.Namespace, ending: str) -> Path:
-    """Where a result goes: to --out, or beside the weights.
+    """Find the path to write a result to: `--out`, or a file beside the weights.
 
     Raises:
         UserError: it cannot be written there.
@@ -149,7 +149,7 @@ def result_path(options: argparse.Namespace, ending: str) -> Path:
 
 
 def beside(weights: str | Path, ending: str) -> Path:
-    """A file beside the weights: `msn-latest.pth.tar` and `knn.json` give `msn-latest-knn.json`."""
+    """Name a file beside the weights, such as `msn-latest-knn.json` for `msn-latest.pth.tar`."""
     path = Path(weights) if Path(weights).name else Path(weights).resolve()
     stem = path.name
     for suffix in (".tar", ".pth", ".pt"):
@@ -158,7 +158,7 @@ def beside(weights: str | Path, ending: str) -> Path:
 
 
 def _first_stamp(source: Source) -> str:
-    """Of the first image that can be read: two sources that have it in common are the same."""
+    """Give the stamp of the first readable image, by which two splits are found to be the same."""
     for index in range(len(source)):
         with contextlib.suppress(BadImage):
             return source.stamp(index)

@@ -86,7 +86,7 @@ class ConfigFile(Section):
         meta: RunMeta
 
     def dump_yaml(self) -> str:
-        """The resolved config as YAML, which `load` reads back to an equal config.
+        """Serialize the resolved config as YAML that `load` reads back to an equal config.
 
         Keys without effect are left out unless they were given.
         """
@@ -98,12 +98,12 @@ class ConfigFile(Section):
         return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def notices(self) -> list[str]:
-        """One line each for what a user may not expect: say them once, at the start."""
+        """List what a user may not expect, one line each, to be shown once at the start."""
         return []
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
-        """JSON schema of such a file, for editors."""
+        """Build the JSON schema of this kind of config file, for editors."""
         schema = cls.model_json_schema()
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -229,7 +229,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> File:
-    """Read a config file.
+    """Read a config file of the given kind, apply the overrides and check the result.
 
     Args:
         kind: what the file describes.
@@ -254,7 +254,7 @@ class _ImagesFile(ConfigFile):
 
 
 def load_views(path: str | Path, overrides: Sequence[str]) -> Config:
-    """Read what a config says of the views; what else it says is put aside, right or wrong.
+    """Read the settings of the views from a config file; ignore other known keys, valid or not.
 
     Raises:
         UserError: as `load` does; of the file only the keys that views depend on are looked at,
@@ -282,7 +282,7 @@ def load_views(path: str | Path, overrides: Sequence[str]) -> Config:
 def load_images(
     path: str | Path | None, overrides: Sequence[str], default: Mapping[str, Any]
 ) -> Images:
-    """Where images come from: the `data` section of a config file of any kind.
+    """Read where images come from: the `data` section of a config file of any kind.
 
     Args:
         path: a YAML file; None starts from `default`.

@@ -53,14 +53,14 @@ class Document:
     places: dict[KeyPath, str]
 
     def place(self, path: KeyPath) -> str:
-        """Where the key at `path`, or the nearest section around it, was given."""
+        """Tell where the key at `path`, or the nearest section around it, was given."""
         ends = range(len(path), 0, -1)
         return next(
             (self.places[path[:end]] for end in ends if path[:end] in self.places), self.name
         )
 
     def override(self, text: str) -> None:
-        """Apply `section.key=value`; a section that is absent or null is created.
+        """Apply an override `section.key=value`, creating a section that is absent or null.
 
         Raises:
             UserError: not of that form, not YAML, or below a key that holds a plain value.
@@ -116,7 +116,7 @@ def read(path: str | Path) -> Document:
 
 
 def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
-    """One line that tells every problem pydantic found: place, key, value, rule and remedy."""
+    """Describe in one line the problems pydantic found: place, key, value, rule and remedy."""
     problems = [
         line
         for details in error.errors(include_url=False)
@@ -148,7 +148,7 @@ _Loader.add_implicit_resolver(FLOAT_TAG, EXPONENT_FLOAT, list("-+.0123456789"))
 
 
 def _parse(text: str, path: KeyPath, where: Where, places: dict[KeyPath, str]) -> Any:
-    """The value of a YAML text that stands at `path`; fills `places` at and below it."""
+    """Parse a YAML text that stands at `path`, and fill `places` at and below that path."""
     try:
         node = _Loader(text).get_single_node()
         if node is None:
@@ -226,7 +226,7 @@ def _rule(details: ErrorDetails) -> str:
 
 
 def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
-    """What the author of the unknown key at `path` may have meant."""
+    """Suggest what the author of the unknown key at `path` may have meant."""
     unknown = str(path[-1])
     sections = {name: next(_models(f.annotation)) for name, f in model.model_fields.items()}
     elsewhere = [f"{name}.{unknown}" for name, s in sections.items() if unknown in s.model_fields]
@@ -239,7 +239,7 @@ def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The pydantic models inside a type annotation."""
+    """Yield the pydantic models inside a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

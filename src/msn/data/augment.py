@@ -25,7 +25,7 @@ Compose = Callable[[PIL.Image.Image], torch.Tensor]
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Global generators of Python, NumPy and PyTorch start from `seed` in here.
+    """Seed the global generators of Python, NumPy and PyTorch inside the `with` block.
 
     They are as before afterwards, but for those of GPUs, which nothing else draws from unseeded.
     """
@@ -108,7 +108,7 @@ class Center:
 
 
 def through_pil(transform: Compose, pixels: np.ndarray) -> np.ndarray:
-    """Apply a transform of RGB images to uint8 (H, W, C); gray ones are gray again afterwards."""
+    """Apply a transform of RGB images to uint8 (H, W, C); a gray image comes out gray."""
     gray = pixels.shape[2] == 1
     image = PIL.Image.fromarray(np.repeat(pixels, 3, axis=2) if gray else pixels)
     view = np.ascontiguousarray(transform(image).permute(1, 2, 0).numpy())
@@ -116,5 +116,5 @@ def through_pil(transform: Compose, pixels: np.ndarray) -> np.ndarray:
 
 
 def _posterize(image: PIL.Image.Image, bits: int, **unused: object) -> PIL.Image.Image:
-    """timm's, which at its strongest asks for 0 bits: an error since Pillow 13, black before."""
+    """Posterize as timm does, but keep at least 1 bit: Pillow 13 refuses timm's strongest, 0."""
     return PIL.ImageOps.posterize(image, max(bits, 1)) if bits < 8 else image

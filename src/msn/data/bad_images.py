@@ -15,7 +15,7 @@ NAMED = 5  # in the message that stops the run
 
 
 def bad_images_path(folder: Path, tag: str) -> Path:
-    """The list of the bad images that a run met."""
+    """Give the path of the list of bad images that a run met."""
     return folder / f"{tag}-bad-images.csv"
 
 
@@ -37,7 +37,7 @@ class BadImages:
         max_bad: float,
         start_step: int,
     ) -> None:
-        """Open the list.
+        """Open the list of a run's bad images, and resume it if it is there.
 
         Args:
             path: of the list; made when there is something to write.
@@ -64,7 +64,7 @@ class BadImages:
         return len(self._met)
 
     def record(self, step: int, bad: Iterable[BadImage]) -> None:
-        """Note the bad images that a step met.
+        """Record the bad images that a step met.
 
         Raises:
             RunError: there are more than `max_bad` allows.
@@ -84,7 +84,7 @@ class BadImages:
             self._require_few()
 
     def exchange(self) -> None:
-        """Count what the other processes have met too. All call this, at the same step.
+        """Count the bad images of the other processes too; all call this at the same step.
 
         Raises:
             RunError: together they are more than `max_bad` allows.
@@ -109,7 +109,7 @@ class BadImages:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
-    """What the list holds; a line that a killed process left half-written is none."""
+    """Yield the entries of the list, without a line that a killed process left half-written."""
     try:
         with open_regular(path) as file:
             text = file.read().decode("utf-8", "replace")

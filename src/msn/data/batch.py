@@ -56,7 +56,7 @@ class Views:
         return Views(kinds, None if self.draws is None else function(self.draws))
 
     def tensors(self) -> list[Tensor]:
-        """List all tensors."""
+        """List the tensors of all kinds, and the draws if there are any."""
         return [*self.kinds.values(), *([] if self.draws is None else [self.draws])]
 
     def samples(self) -> list[SampleViews]:
@@ -89,7 +89,7 @@ class Views:
 
 
 def allocate(spec: ViewSpec, batch_size: int, channels: int, *lead: int) -> Views:
-    """Make empty uint8 buffers for the views of so many images, behind any leading axes."""
+    """Allocate empty buffers for the views of `batch_size` images, behind any leading axes."""
     kinds = {
         kind.name: torch.empty(
             *lead, kind.count, batch_size, kind.size, kind.size, channels, dtype=torch.uint8
@@ -101,7 +101,7 @@ def allocate(spec: ViewSpec, batch_size: int, channels: int, *lead: int) -> View
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (..., H, W, C) to float (..., C, H, W): `(x / 255 - mean) / std` by channel.
+    """Turn uint8 (..., H, W, C) into float (..., C, H, W), `(x / 255 - mean) / std` by channel.
 
     Args:
         images: pixels, on any device.
@@ -113,7 +113,7 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _augmented(images: Tensor, draws: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (V, B, H, W, C) and (V, B, COLUMNS) to normalized (V, B, C, H, W)."""
+    """Augment uint8 (V, B, H, W, C) by their draws, and normalize to (V, B, C, H, W)."""
     if not images.numel():
         return images.movedim(-1, -3).to(mean.dtype)
     floats = augment(images.flatten(0, 1), draws.flatten(0, 1).numpy(), mean.dtype)

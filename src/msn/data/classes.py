@@ -41,7 +41,7 @@ def labeled_splits(
     max_images: int | None = None,
     section: str = "data",
 ) -> Splits:
-    """Number the classes of both splits by those of the training images.
+    """Give the labels of both splits one numbering, that of the classes of the training images.
 
     Classes with names are matched by name, plain numbers by number. Images without a label are left
     out. Only classes that the training images show count, in the order of their labels.
@@ -98,13 +98,13 @@ def labeled_splits(
 
 
 def class_names(source: Source, labels: np.ndarray) -> list[str]:
-    """The names of the classes that labels stand for; the number itself where there is none."""
+    """List the names of the classes that labels stand for, or the number where there is none."""
     names = source.classes() or []
     return [names[label] if label < len(names) else str(label) for label in labels.tolist()]
 
 
 def split_notes(source: Source, split: str) -> list[str]:
-    """What the user should know of the labels of a split: images without one, empty classes."""
+    """List what a user should know of a split's labels: images without one, empty classes."""
     labels, names, notes = source.labels(), source.classes(), []
     if labels is None:
         return []
@@ -120,7 +120,7 @@ def split_notes(source: Source, split: str) -> list[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of many, for a message."""
+    """Join the first few of many names into text for a message."""
     return ", ".join(map(printable, names[:NAMED])) + ", ..." * (len(names) > NAMED)
 
 
@@ -136,7 +136,7 @@ def _labeled(source: Source, split: str, max_images: int | None, section: str) -
 
 
 def _renumbered(images: LabeledSet, labels: np.ndarray, numbers: np.ndarray) -> LabeledSet:
-    """With `numbers` in place of the sorted `labels`, and -1 for images that are not chosen."""
+    """Replace the sorted `labels` by `numbers`; images that are not chosen get -1."""
     own = np.full(len(images.source), -1, dtype=np.int64)
     own[images.chosen] = numbers[np.searchsorted(labels, images.labels[images.chosen])]
     return LabeledSet(images.source, own, images.chosen)

@@ -22,7 +22,7 @@ _OPTIONS = {"error_model": "numpy", "fastmath": {"nnan", "ninf", "nsz"}, "nogil"
 
 
 def adjust(view: np.ndarray, jitter: Jitter, *, grayscale: bool = False) -> None:
-    """Apply the steps of a jitter in their order, and then grayscale; in place.
+    """Apply the steps of a color jitter in order, then grayscale if asked for, in place.
 
     Brightness blends with black, contrast with the mean gray of the view, saturation with its gray
     version (ITU-R 601 luma): a factor of 0 is that, 1 the view. Hue turns the color circle by
@@ -89,7 +89,7 @@ def _saturate(red: np.ndarray, green: np.ndarray, blue: np.ndarray, factor: floa
 
 @_compiled
 def _turn_hue(red: np.ndarray, green: np.ndarray, blue: np.ndarray, shift: float) -> None:
-    """By way of PIL's hue and saturation, which are whole numbers up to 255."""
+    """Turn the hue by way of PIL's hue and saturation, which are whole numbers up to 255."""
     for i in range(red.size):
         r, g, b = red[i], green[i], blue[i]
         largest = max(r, max(g, b))
@@ -124,7 +124,7 @@ def _sum_of_luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> int32:
 
 @_compiled
 def _load(values: np.ndarray, bytewise: Planes, planes: Planes) -> None:
-    """Interleaved to planar, then to floats: in one loop the compiler finds no fast code."""
+    """Split pixels into planes, then convert to floats; in one loop the compiled code is slow."""
     red, green, blue = bytewise
     for i in range(red.size):
         red[i], green[i], blue[i] = values[3 * i], values[3 * i + 1], values[3 * i + 2]
@@ -161,7 +161,7 @@ def _step(planes: Planes, operation: int, factor: float, gray: float) -> None:
 def _pass(
     values: np.ndarray, operations: np.ndarray, factors: np.ndarray, gray: float, summed: bool
 ) -> int:
-    """All steps for all pixels; if `summed`, the sum of the luma that they end with."""
+    """Apply all steps to all pixels, and return the sum of the resulting luma if `summed`."""
     pixels, total = values.size // 3, 0
     floats, whole = np.empty((3, BLOCK), float32), np.empty((3, BLOCK), uint8)
     for start in range(0, pixels, BLOCK):
@@ -182,7 +182,7 @@ def _pass(
 
 @_compiled
 def _adjust_rgb(values: np.ndarray, operations: np.ndarray, factors: np.ndarray) -> None:
-    """In one pass, and one more up to contrast, which needs the mean of what it is given."""
+    """Adjust RGB pixels in one pass, plus one up to contrast, which needs the mean by then."""
     first, gray = 0, float32(0)
     for last in range(operations.size):
         if operations[last] == CONTRAST:

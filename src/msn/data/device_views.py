@@ -17,7 +17,7 @@ _CUT_OFF = -0.5  # by which PIL, cutting off the fraction, darkens what it blend
 
 
 def augment(images: Tensor, draws: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Flip, jitter, grayscale and blur.
+    """Flip, color-jitter, turn gray and blur cropped images, each as its packed draw says.
 
     Args:
         images: uint8 (N, H, W, C), cropped and resized, on the device.
@@ -42,10 +42,10 @@ def augment(images: Tensor, draws: np.ndarray, dtype: torch.dtype = torch.float3
 
 
 def jitter(images: Tensor, operations: np.ndarray, factors: np.ndarray) -> Tensor:
-    """Brightness, contrast, saturation and hue of each image in its own order; may write to them.
+    """Jitter brightness, contrast, saturation and hue of each image, in its own order.
 
     The first three blend an image with a reference (black, its mean gray, its gray version), and
-    are one computation for the whole batch; hue is between any of them.
+    are one computation for the whole batch; hue is between any of them. May write to the images.
 
     Args:
         images: (N, C, H, W).
@@ -69,7 +69,7 @@ def jitter(images: Tensor, operations: np.ndarray, factors: np.ndarray) -> Tenso
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the color circle of images (N, 3, H, W) by (N,) shares of a full turn."""
+    """Turn the hue of images (N, 3, H, W) by (N,) fractions of a full turn."""
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
@@ -88,7 +88,7 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, radii: np.ndarray) -> Tensor:
-    """Blur square images (N, C, S, S), each with its own radius (N,), by products of matrices."""
+    """Blur square images (N, C, S, S), each with its own radius (N,), by matrix products."""
     half = _to(half_kernels()[np.rint(radii * BLUR_STEPS).astype(np.int64)], images)
     across, down = (
         _blur_matrices(half, side)[:, None] for side in (images.shape[3], images.shape[2])
@@ -97,7 +97,7 @@ def gaussian_blur(images: Tensor, radii: np.ndarray) -> Tensor:
 
 
 def _blur_matrices(half: Tensor, side: int) -> Tensor:
-    """(N, side, side), of which row i holds the weights of pixel i, borders reflected."""
+    """Build matrices (N, side, side): row i holds the weights of pixel i, borders reflected."""
     table = torch.nn.functional.pad(half, (0, max(0, 2 * side - half.shape[1])))
     i = torch.arange(side, device=half.device)
     near = table[:, (i[:, None] - i).abs()]
@@ -107,7 +107,7 @@ def _blur_matrices(half: Tensor, side: int) -> Tensor:
 
 
 def _blend(images: Tensor, kinds: np.ndarray, strengths: np.ndarray) -> Tensor:
-    """`strength * image + (1 - strength) * reference` of each image, within 0 .. 255."""
+    """Blend each image, `strength * image + (1 - strength) * reference`, within 0 .. 255."""
     rest = 1 - strengths
     columns = (
         strengths,
@@ -123,7 +123,7 @@ def _blend(images: Tensor, kinds: np.ndarray, strengths: np.ndarray) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Gray, (N, C, H, W) to (N, 1, H, W)."""
+    """Convert images (N, C, H, W) to gray, (N, 1, H, W)."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     red, green, blue = images.split(1, dim=1)
@@ -132,13 +132,13 @@ def _luma(images: Tensor) -> Tensor:
 
 
 def _chosen(mask: np.ndarray, images: Tensor) -> tuple[Tensor, ...]:
-    """The indices of `mask` on the device of the images; none at all where it is empty."""
+    """Give the indices where `mask` is true, on the images' device; no tensor if it never is."""
     (indices,) = mask.nonzero()
     return (_to(indices, images),) if len(indices) else ()
 
 
 def _to(array: np.ndarray | Tensor, images: Tensor) -> Tensor:
-    """To the device of the images, numbers in their type, without waiting."""
+    """Move an array to the device of the images without waiting, floats in the images' type."""
     tensor = torch.as_tensor(array)
     dtype = images.dtype if tensor.is_floating_point() else tensor.dtype
     return tensor.to(images.device, dtype, non_blocking=True)

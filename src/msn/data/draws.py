@@ -108,7 +108,7 @@ _NO_JITTER: Jitter = (
 
 
 def pack(draw: Draw) -> tuple[float, ...]:
-    """All of a draw but its box, as `COLUMNS` numbers."""
+    """Pack all of a draw but its box into `COLUMNS` numbers."""
     operations, factors = zip(*(draw.jitter or _NO_JITTER), strict=True)
     return (draw.flip, *operations, *factors, draw.grayscale, draw.blur or 0.0)
 
@@ -120,7 +120,7 @@ def draw_view(
     scale: tuple[float, float],
     spec: Augmentation,
 ) -> Draw:
-    """Decide one view of an image of (height, width) pixels; always takes the same many numbers."""
+    """Draw one view of a (height, width) image, always from the same count of random numbers."""
     # Each decision has its own place among the numbers: one switched off moves no other.
     u = generator.random(2 * CROP_TRIES + 15).tolist()
     flip, jitter, gray, blur, radius, top, left = u[:7]
@@ -140,7 +140,7 @@ def draw_view(
 def crop_box(
     height: int, width: int, scale: tuple[float, float], tries: list[float], top: float, left: float
 ) -> Box:
-    """A random rectangle of the area and aspect asked for, as torchvision's RandomResizedCrop.
+    """Choose a random rectangle of an area and aspect, as torchvision's RandomResizedCrop does.
 
     Args:
         height, width: of the image, in pixels.
@@ -161,7 +161,7 @@ def crop_box(
 
 
 def _draw_jitter(strength: float, factors: list[float], order: list[float]) -> Jitter:
-    """Brightness, contrast, saturation and hue with their factors, in random order."""
+    """Draw the factors of brightness, contrast, saturation and hue, and their random order."""
     reach = 0.8 * strength
     around_one = (max(0.0, 1 - reach), 1 + reach)
     around_zero = (-0.2 * strength, 0.2 * strength)

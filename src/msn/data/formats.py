@@ -27,7 +27,7 @@ class NotRead(ValueError):
 
 
 def readable_as(data: bytes) -> tuple[str, ...]:
-    """The formats of which Pillow may take the bytes for one.
+    """List the formats that Pillow may take the bytes for.
 
     Raises:
         NotRead: a kind that needs another package.
@@ -45,7 +45,7 @@ def readable_as(data: bytes) -> tuple[str, ...]:
 
 
 def unread(data: bytes) -> str:
-    """Why Pillow finds no image in the bytes, in a few words."""
+    """Explain in a few words why Pillow finds no image in the bytes."""
     kind = _kind(data)
     if kind is None:
         return "not an image"
@@ -55,7 +55,7 @@ def unread(data: bytes) -> str:
 
 
 def jpeg_xl_size(data: bytes) -> tuple[int, int]:
-    """Height and width in the header of a JPEG XL: its plugin would decode it to tell them.
+    """Read height and width from a JPEG XL header; its plugin would decode the image for them.
 
     Raises:
         NotRead: there is no such header.
@@ -79,7 +79,7 @@ def jpeg_xl_size(data: bytes) -> tuple[int, int]:
 
 
 def _codestream(data: bytes) -> bytes:
-    """The start of the image itself, which a container may hold in one of its boxes."""
+    """Find the start of the image itself, which a container may hold in one of its boxes."""
     if data.startswith(b"\xff\x0a"):
         return data[:12]
     place = 0

@@ -60,7 +60,7 @@ class Image(Protocol):
         ...
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
-        """Contiguous uint8 (ceil(H / reduction), ceil(W / reduction), C).
+        """Decode to contiguous uint8 (ceil(H / reduction), ceil(W / reduction), C).
 
         Args:
             reduction: 1, 2, 4 or 8, the side of the square that each pixel stands for.
@@ -151,7 +151,7 @@ class EncodedImage:
 
     @contextmanager
     def _opened(self, stream: io.BytesIO) -> Iterator[PIL.Image.Image]:
-        """The image as Pillow sees it; whatever goes wrong with it is a BadImage."""
+        """Open the image with Pillow, and turn whatever goes wrong with it into a BadImage."""
         if not self._data:
             raise BadImage(self._name, "0 bytes")
         try:
@@ -172,7 +172,7 @@ class EncodedImage:
 
 
 def open_image(data: bytes, channels: int, name: str) -> Image:
-    """The image that a file holds.
+    """Make an `Image` from the bytes of a file.
 
     Args:
         data: the whole file: encoded as JPEG, PNG or the like, or an array of NumPy (`.npy`) of a
@@ -200,7 +200,7 @@ class _Header(NamedTuple):
 
 
 def _array_in(data: bytes, name: str) -> np.ndarray:
-    """The image in a file of NumPy, uint8 (H, W, C). Raises BadImage."""
+    """Read the image in a NumPy file as uint8 (H, W, C). Raises BadImage."""
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
         if array.ndim not in (2, 3) or not array.size:

@@ -19,7 +19,7 @@ NORMALIZE = "give uint8, or normalize them first: (x - mean) / std"
 def images_or_views(
     given: Any, channels: int, normalization: Normalization
 ) -> Tensor | list[np.ndarray]:
-    """Images to make views of, uint8 (H, W, C), or finished views: a tensor of either kind below.
+    """Convert given images to a list of uint8 (H, W, C), or given finished views to one tensor.
 
     Args:
         given: one or a list of images of Pillow or of uint8 arrays, (H, W, C) or (C, H, W), of any
@@ -46,7 +46,7 @@ def images_or_views(
 
 
 def pixels(image: Any, channels: int) -> np.ndarray:
-    """One image, uint8 (H, W, C), of Pillow or of an array.
+    """Convert one image, of Pillow or an array, to uint8 (H, W, C).
 
     Raises:
         UserError: it has other channels, or values of another kind.
@@ -74,7 +74,7 @@ def pixels(image: Any, channels: int) -> np.ndarray:
 
 
 def finished_views(views: Tensor, channels: int, normalization: Normalization) -> Tensor:
-    """Views that are used as they are: uint8 (N, H, W, C), or normalized float32 (N, C, H, W).
+    """Bring finished views to uint8 (N, H, W, C), or to normalized float32 (N, C, H, W).
 
     Raises:
         UserError: they are neither.

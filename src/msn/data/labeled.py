@@ -97,7 +97,9 @@ def shuffled_batches(
     num_workers: int,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """The batches of steps start_step .. stop_step - 1, see `msn.data.loader.training_batches`.
+    """Make the shuffled batches of steps start_step .. stop_step - 1.
+
+    See `msn.data.loader.training_batches`.
 
     Args:
         order: of the chosen images.
@@ -119,7 +121,7 @@ def batches_in_turn(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's share of all images: over all ranks each is there once, none twice."""
+    """Make the batches of this rank's share of all images; each image is in one share only."""
     own = range(rank, len(images), world_size)
     order = partial(_in_turn, own=own, batch_size=batch_size)
     batches = _Batches(images, transform, order)
@@ -128,7 +130,7 @@ def batches_in_turn(
 
 
 def evenly_spaced(length: int, limit: int | None) -> np.ndarray:
-    """At most `limit` of the numbers below `length`: a source sorted by class stays balanced."""
+    """Pick up to `limit` numbers below `length`, evenly: sources sorted by class stay balanced."""
     count = length if limit is None else min(limit, length)
     return np.arange(count) * length // max(count, 1)
 
@@ -167,7 +169,7 @@ class _Batches(Dataset[Batch]):
 
     @cached_property
     def _black(self) -> np.ndarray:
-        """The shape of a view, whatever the transform."""
+        """A black view of the shape that the transform gives, to stand in for a bad image."""
         channels = self.images.source.channels
         pixels = np.zeros((64, 64, channels), dtype=np.uint8)
         return self.transform(ArrayImage(pixels, channels), 0, 0)

@@ -24,7 +24,7 @@ class UnknownScale(ValueError):
 
 
 def levels(array: np.ndarray, bits: int | None = None) -> np.ndarray:
-    """The values of an array as uint8, in its shape.
+    """Convert the values of an array to uint8, in its shape.
 
     Args:
         array: unsigned integers, or floats of 0 to 1.
@@ -49,7 +49,7 @@ def levels(array: np.ndarray, bits: int | None = None) -> np.ndarray:
 
 
 def with_levels(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The image with eight bits for each value, in a mode that Pillow converts as it should.
+    """Convert an image to eight bits for each value, in a mode that Pillow converts as it should.
 
     Raises:
         UnknownScale: as for `levels`.

@@ -54,7 +54,7 @@ def training_batches(
     stop_step: int,
     num_workers: int,
 ) -> Iterator[Batch]:
-    """The batches of steps start_step .. stop_step - 1.
+    """Make the training batches of steps start_step .. stop_step - 1.
 
     One loader serves the whole range, so that workers neither stop nor start between epochs.
     Nothing is read for steps before `start_step`.
@@ -79,7 +79,7 @@ def training_batches(
 
 
 def worker_count(wanted: int | str, processes: int = 1) -> int:
-    """Workers for one of so many training processes on this machine, never more than its cores.
+    """Compute how many loader workers a training process gets, never more than its cores.
 
     Args:
         wanted: a number, or "auto" for the cores that a process has, less one for itself.
@@ -91,7 +91,7 @@ def worker_count(wanted: int | str, processes: int = 1) -> int:
 
 @contextlib.contextmanager
 def worker_deaths() -> Iterator[None]:
-    """Say in one line that a worker was killed, whatever the main process was doing just then.
+    """Report a killed loader worker in one line, whatever the main process was doing just then.
 
     Raises:
         RunError: in place of what torch raises, from a signal handler, at any point.
@@ -138,7 +138,7 @@ class _Batches(Dataset[_Filled | UserError]):
         return _Filled(slot, tuple(bad))
 
     def _fill(self, out: SampleViews, epoch: int, sample: int) -> list[BadImage]:
-        """Write the views of a sample, or of what replaces it; the bad images met on the way."""
+        """Write the views of a sample, or of a replacement, and return the bad images met."""
         bad: list[BadImage] = []
         for index in self._candidates(epoch, sample):
             try:
@@ -171,7 +171,7 @@ def _deliver(batches: _Batches, steps: range, num_workers: int) -> Iterator[Batc
 
 
 def _allocate(slots: int, spec: ViewSpec, batch_size: int, channels: int, *, shared: bool) -> Views:
-    """Buffers for a number of batches: each kind of views with a leading axis of that length."""
+    """Allocate buffers for `slots` batches, with a leading axis of that length for each kind."""
     ring = allocate(spec, batch_size, channels, slots)
     if shared:
         _require_shared_memory(sum(views.nbytes for views in ring.tensors()))
@@ -181,7 +181,7 @@ def _allocate(slots: int, spec: ViewSpec, batch_size: int, channels: int, *, sha
 
 
 def _require_shared_memory(needed: int) -> None:
-    """Refuse what would end in a bus error."""
+    """Refuse buffers larger than the free shared memory: they would end in a bus error."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:
         raise UserError(

@@ -67,7 +67,7 @@ class Mapped(Arrays):
 
 
 def cached(name: str, build: Callable[[Watch], Arrays]) -> Arrays:
-    """The arrays that `build` makes, mapped from the cache folder if nothing has changed since.
+    """Give the arrays that `build` makes, from the cache folder if nothing has changed since.
 
     Args:
         name: what they are, such as "folder /data/images".
@@ -102,14 +102,14 @@ def cached(name: str, build: Callable[[Watch], Arrays]) -> Arrays:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: `msn` in the user's cache folder."""
+    """Give the folder for things that can be made again: `msn` in the user's cache folder."""
     configured = os.environ.get("XDG_CACHE_HOME", "")
     base = configured if os.path.isabs(configured) else os.path.expanduser("~/.cache")
     return Path(base, "msn")
 
 
 def pack(texts: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Many texts as one run of bytes, uint8, and the end of each, int64.
+    """Pack many texts into one run of bytes, uint8, and the end of each, int64.
 
     A million Python strings would cost ten times that, and each look at one would copy its page
     into the process that looked.
@@ -120,7 +120,7 @@ def pack(texts: Iterable[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(texts: np.ndarray, ends: np.ndarray, index: int) -> str:
-    """One of the texts of `pack`, as the file system would say it; `index` >= 0."""
+    """Decode the text at `index` >= 0 of those that `pack` packed, as file names are decoded."""
     start = int(ends[index - 1]) if index else 0
     return os.fsdecode(texts[start : int(ends[index])].tobytes())
 
@@ -188,7 +188,7 @@ def _keep(path: Path, arrays: Arrays) -> Mapped:
 
 
 def _lay_out(arrays: Arrays) -> tuple[Layout, int]:
-    """Offsets of the arrays, the first well behind the line of JSON that tells them."""
+    """Lay out the arrays in the file: an offset for each, the first well behind the JSON line."""
     offset = _ALIGN * (4 + 4 * len(arrays))
     layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
     for name, array in arrays.items():

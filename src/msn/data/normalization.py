@@ -17,7 +17,7 @@ class Normalization(NamedTuple):
 
 
 def measured_normalization(counts: np.ndarray) -> Normalization:
-    """Of images in which `counts`, (C, 256), pixels have each value in each channel.
+    """Compute mean and standard deviation from `counts`, (C, 256), of pixels by channel and value.
 
     Deviations are of one step between values at least: channels that are constant become zero.
     """
@@ -28,7 +28,7 @@ def measured_normalization(counts: np.ndarray) -> Normalization:
 
 
 def imagenet_normalization(channels: int) -> Normalization:
-    """ImageNet's numbers; for another number of channels than three, their mean for each."""
+    """Give ImageNet's mean and deviation, averaged over channels unless there are three."""
     if channels == len(IMAGENET_MEAN):
         return Normalization(IMAGENET_MEAN, IMAGENET_STD)
     mean, std = sum(IMAGENET_MEAN) / 3, sum(IMAGENET_STD) / 3

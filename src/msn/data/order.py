@@ -59,7 +59,7 @@ class Order:
 
 
 def permuted(positions: np.ndarray, *, length: int, seed: int, epoch: int) -> np.ndarray:
-    """Where `positions` go under a permutation of range(length) keyed by (seed, epoch).
+    """Permute `positions` by a permutation of range(length) keyed by (seed, epoch).
 
     A Feistel network permutes the smallest domain of 4**n >= length numbers; numbers outside the
     range are sent through it again until they fall inside (cycle walking), at most 4 times on
@@ -95,7 +95,7 @@ def _network(numbers: np.ndarray, keys: np.ndarray, half: np.uint64) -> np.ndarr
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A 64-bit mix in which every input bit moves every output bit (Murmur3's finalizer)."""
+    """Mix 64 bits so that every input bit moves every output bit (Murmur3's finalizer)."""
     x = (x ^ x >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)  # modulo 2**64
     x = (x ^ x >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
     mixed: np.ndarray = x ^ x >> np.uint64(33)

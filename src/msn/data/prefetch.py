@@ -12,7 +12,7 @@ from msn.data.loader import Batch
 def on_device(
     batches: Iterator[Batch], device: torch.device, *, pin_memory: bool
 ) -> Iterator[Batch]:
-    """The same batches, their views on `device`.
+    """Copy the views of batches to `device`, one batch ahead of the step that uses them.
 
     On a GPU the next batch is copied, on a stream of its own, while the current one is computed
     with. On a CPU they are passed on as they are.
@@ -48,7 +48,7 @@ def _copied(views: Views, device: torch.device, *, pin_memory: bool) -> Views:
 
 
 def _usable(batch: Batch, copied: torch.cuda.Event) -> Batch:
-    """The batch, after its copy for the stream that computes with it."""
+    """Make the computing stream wait for the copy of a batch, and return the batch."""
     kinds = batch.views.kinds.values()
     computing = torch.cuda.current_stream(next(iter(kinds)).device)
     computing.wait_event(copied)

@@ -33,7 +33,7 @@ class _File(NamedTuple):
 
 
 def stage(source: Path, scratch: Path) -> Path:
-    """A local copy of `source`, made now or found whole from before.
+    """Copy `source` to a local disk, unless a complete copy is there, and return the copy's path.
 
     One process copies, the others on the machine wait for it. The copy is named after the state of
     the source, the size and time of every file in it, so that a changed source is copied again. It
@@ -88,7 +88,7 @@ def _copy_file(source: Path, target: Path, file: _File) -> None:
 
 
 def _is_huge(file: _File) -> bool:
-    """Whether it is an image that no source would read, perhaps a sparse file."""
+    """Tell whether a file is an image too large for any source to read, perhaps a sparse file."""
     return file.size > MAX_BYTES and file.path.lower().endswith(EXTENSIONS)
 
 
@@ -109,7 +109,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def _tree(folder: Path) -> tuple[list[str], list[_File]]:
-    """All folders and files below a folder, in order. A link to a folder that it is in ends."""
+    """List all folders and files below a folder, in order; stop at a link to a folder it is in."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -139,7 +139,7 @@ def _stat(folder: Path, path: str) -> _File:
 
 
 def _home(scratch: Path) -> Path:
-    """A folder for this user alone, as others could leave a copy of theirs in a shared one."""
+    """Make a folder for this user alone: in a shared one others could leave a copy of theirs."""
     home = scratch / f"msn-data-{os.getuid()}"
     with _refused(home):
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def _require_space(source: Path, home: Path, needed: int) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; one that dies lets go of it."""
+    """Hold a lock that one process at a time can have; a process that dies releases it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -167,7 +167,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line."""
+    """Turn an error of the file system into a UserError of one line."""
     try:
         yield
     except OSError as error:

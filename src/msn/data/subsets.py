@@ -37,7 +37,7 @@ class Listed(NamedTuple):
 
 
 def read_subset(path: Path, source: Source) -> np.ndarray:
-    """Indices (N,) in `source` of the images on a list, in its order. Blank lines do not count.
+    """Read a list of images as indices (N,) in `source`, in the list's order; skip blank lines.
 
     Raises:
         UserError: no such list, it is empty, or lines that name no image of the source, an unknown
@@ -80,7 +80,7 @@ def read_subset(path: Path, source: Source) -> np.ndarray:
 
 
 def find_list(path: Path) -> Path:
-    """Where a list lies: at its path or, of an official one, where `subsets fetch` puts it.
+    """Find a list: at its path or, for an official one, where `subsets fetch` puts it.
 
     The official command lines have `imagenet_subsets1/5imgs_class.txt`, or, in other versions,
     `imagenet_subsets/5imgs_class.txt`, which is the first of the three of that size.
@@ -128,19 +128,19 @@ def write_subset(path: Path, source: Source, indices: np.ndarray) -> None:
 
 
 def official_lists() -> list[Listed]:
-    """The manifest: name, images per class, lines and SHA-256 of the ten official lists."""
+    """Read the manifest of the ten official lists: name, images per class, lines and SHA-256."""
     return [Listed(**entry) for entry in _manifest()["files"]]
 
 
 def official_url() -> str:
-    """Where the official lists are, at the commit that the manifest was made from."""
+    """Give the URL of the official lists, at the commit that the manifest was made from."""
     manifest = _manifest()
     repository = manifest["repository"].replace("//github.com", "//raw.githubusercontent.com")
     return f"{repository}/{manifest['commit']}"
 
 
 def fetch(folder: Path, url: str) -> list[Path]:
-    """Get the official lists below `url` into `folder` that are not there yet: all, or none.
+    """Download the official lists below `url` that `folder` lacks: all of them, or none.
 
     Returns:
         Those that were written. If all were there, nothing is asked of the network.
@@ -178,7 +178,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _candidates(text: str) -> list[str]:
-    """Names that a line may stand for: itself, or in the folder of any part before a `_`."""
+    """List the names a line may stand for: itself, or in the folder of any part before a `_`."""
     ends = [at for at, letter in enumerate(text) if letter == "_" and at]
     return [text, *(f"{text[:end]}/{text}" for end in ends)]
 
@@ -190,7 +190,7 @@ def _manifest() -> dict[str, Any]:
 
 
 def _is_there(path: Path, listed: Listed) -> bool:
-    """Whether a file is the official list, to the byte."""
+    """Tell whether a file is the official list, to the byte."""
     try:
         with open_regular(path) as file:
             return hashlib.sha256(file.read(listed.bytes + 1)).hexdigest() == listed.sha256

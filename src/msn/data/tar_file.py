@@ -14,7 +14,7 @@ class DamagedTar(tarfile.ReadError):
 
 
 def members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The members of an uncompressed tar file, in order, each with the open file.
+    """Yield the members of an uncompressed tar file in order, each with the open file.
 
     Raises:
         OSError, tarfile.TarError: the file cannot be read, a header is damaged or claims more than
@@ -30,7 +30,7 @@ def members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 def checked(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of an open tar file, compressed or not, in order.
+    """Check and yield the members of an open tar file, compressed or not, in order.
 
     Raises:
         OSError, tarfile.TarError: as for `members`, but a claim of more than there is goes through.

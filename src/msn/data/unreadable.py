@@ -27,16 +27,16 @@ class Unreadable:
 
     @property
     def given_up(self) -> bool:
-        """Whether nothing is to come but the message: there is no need to compute any more."""
+        """Whether only the error message is still to come, so that computing on is of no use."""
         return bool(self.found) and not self.skip
 
     def meet(self, bad: Iterable[BadImage]) -> None:
-        """Note bad images."""
+        """Record bad images that were met, each with its reason."""
         for image in bad:
             self.found.setdefault(printable(image.name), printable(image.reason))
 
     def settle(self) -> list[str]:
-        """Say what is left out, in a line or none.
+        """List the images that are left out, in one line, or in none if all could be read.
 
         Raises:
             UserError: there are bad images, and they are not to be left out.

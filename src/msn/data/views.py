@@ -76,7 +76,7 @@ def make_views(
 
 
 def max_reduction(boxes: list[Box], sizes: list[int]) -> int:
-    """How far an image may be reduced, by 1, 2, 4 or 8, for these crops to views of these sizes.
+    """Compute how far an image may be reduced, by 1, 2, 4 or 8, for these crops and view sizes.
 
     Reduced boxes move by less than a pixel of the reduced image, a small part of a view's pixel.
     """
@@ -85,7 +85,7 @@ def max_reduction(boxes: list[Box], sizes: list[int]) -> int:
 
 
 def reduced_box(box: Box, reduction: int, shape: tuple[int, ...]) -> Box:
-    """The box in an image reduced to `shape`, in whole pixels."""
+    """Scale a box to the image reduced to `shape`, in whole pixels."""
     height, width = round(box.height / reduction), round(box.width / reduction)
     top = min(round(box.top / reduction), shape[0] - height)
     left = min(round(box.left / reduction), shape[1] - width)
@@ -93,7 +93,7 @@ def reduced_box(box: Box, reduction: int, shape: tuple[int, ...]) -> Box:
 
 
 def eval_view(image: np.ndarray, size: int) -> np.ndarray:
-    """The one view for evaluation, uint8 (size, size, C).
+    """Make the one view for evaluation, uint8 (size, size, C).
 
     The short side is resized to `eval_short_side(size)` and the center is cut out.
     """
@@ -106,7 +106,7 @@ def eval_view(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def eval_short_side(size: int) -> int:
-    """What the short side becomes before the evaluation view is cut out: size * 256 / 224.
+    """Compute the short side before the evaluation view is cut out: size * 256 / 224.
 
     That is for photographs. Digits, CIFAR and their like reach to the border: below 64 px nothing
     is cut off a square image.
@@ -115,12 +115,12 @@ def eval_short_side(size: int) -> int:
 
 
 def render(image: np.ndarray, draw: Draw, size: int) -> np.ndarray:
-    """The pixels of one view, (size, size, C) or (size, size), of an image (H, W, C) or (H, W)."""
+    """Render one view, (size, size, C) or (size, size), of an image (H, W, C) or (H, W)."""
     return augment(crop(image, draw.box, size), draw)
 
 
 def augment(view: np.ndarray, draw: Draw) -> np.ndarray:
-    """All of a draw but its crop; may write to the view."""
+    """Apply all of a draw but its crop; may write to the view."""
     if draw.flip:
         view = _by_channels(lambda part: cv2.flip(part, 1), view)
     if draw.jitter or draw.grayscale:
@@ -130,13 +130,13 @@ def augment(view: np.ndarray, draw: Draw) -> np.ndarray:
 
 
 def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
-    """A rectangle of an image, resized to a square."""
+    """Cut a rectangle out of an image, and resize it to a square."""
     top, left, height, width = box
     return resize(image[top : top + height, left : left + width], size, size)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, each output pixel averaging over all that it covers (PIL's `BILINEAR`)."""
+    """Resize bilinearly; each output pixel averages over all it covers (PIL's `BILINEAR`)."""
     if height >= image.shape[0] and width >= image.shape[1]:
         return _by_channels(
             lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR_EXACT),
@@ -154,7 +154,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
-    """Gaussian blur with standard deviation `radius`, 0 to 2 pixels, as PIL approximates it."""
+    """Blur by a Gaussian of standard deviation `radius`, 0 to 2 pixels, as PIL approximates it."""
     kernel = _kernels()[round(radius * BLUR_STEPS)]
     kernel = kernel[kernel > 0]
     # Reflection comes closest to repeating the border pixel before each of the three passes.
@@ -165,10 +165,11 @@ def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def half_kernels() -> np.ndarray:
-    """Weights at distance 0 .. 6 of PIL's Gaussian blur of radius 0 to 2: (2 * BLUR_STEPS + 1, 7).
+    """Compute one half of PIL's Gaussian kernels of radius 0 to 2, (2 * BLUR_STEPS + 1, 7).
 
-    That is three passes of an extended box filter (Gwosdek et al., 2011), here composed into one.
-    Unlike a sampled Gaussian it keeps its variance for radii below half a pixel.
+    Each row holds the weights at distance 0 .. 6. PIL's blur is three passes of an extended box
+    filter (Gwosdek et al., 2011), here composed into one. Unlike a sampled Gaussian it keeps its
+    variance for radii below half a pixel.
     """
     variance = (np.arange(2 * BLUR_STEPS + 1) / BLUR_STEPS) ** 2 / 3  # of each pass
     inner = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)  # 2 * inner + 1 taps of full weight,
@@ -190,12 +191,12 @@ def _kernels() -> np.ndarray:
 
 
 def _plane(image: np.ndarray) -> np.ndarray:
-    """(H, W, C), or (H, W) of a gray image (H, W, 1)."""
+    """Drop the channel axis of a gray image (H, W, 1); leave any other (H, W, C) as it is."""
     return image[..., 0] if image.shape[2] == 1 else image
 
 
 def _by_channels(operation: Callable[[np.ndarray], np.ndarray], image: np.ndarray) -> np.ndarray:
-    """The same done with every channel, with no more at a time than OpenCV takes."""
+    """Apply an operation to all channels, to no more at a time than OpenCV takes."""
     if image.ndim == 2 or image.shape[2] <= MOST_CHANNELS:
         return operation(image)
     parts = np.array_split(image, -(-image.shape[2] // MOST_CHANNELS), axis=2)

@@ -25,7 +25,7 @@ def made_by_workers(
     *,
     pin_memory: bool = False,
 ) -> Iterator[Item]:
-    """The items of a data set at `places`, in order, each of them a whole batch.
+    """Yield the items of a data set at `places`, in order; each item is a whole batch.
 
     An item that is a UserError is raised here: raised in a worker, it would arrive with a
     traceback in its message.
@@ -68,9 +68,9 @@ def _start_worker(worker: int) -> None:
 
 
 def _end_with(main: Any) -> None:
-    """End when the main process does, or by a SIGTERM of it, which ends its workers so.
+    """End this worker when the main process ends or sends it a SIGTERM.
 
-    It is not always the parent: a fork server may stand between them.
+    The main process is not always the parent: a fork server may stand between them.
     """
     while main.is_alive():
         came = signal.sigtimedwait({signal.SIGTERM}, 5.0)

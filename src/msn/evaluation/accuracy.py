@@ -39,7 +39,7 @@ class Result(NamedTuple):
         return "\n".join(lines)
 
     def write(self, path: Path, skipped: Mapping[str, str]) -> None:
-        """Write as JSON, with the reason by name of the images that were left out."""
+        """Write the scores as JSON, with the images left out and the reason for each."""
         content = {
             "best_epoch": self.best_epoch,
             "best": {name: score._asdict() for name, score in self.best.items()},
@@ -56,7 +56,7 @@ def accuracy(
     *,
     normalize: Callable[[Tensor], Tensor],
 ) -> list[Score]:
-    """Scores of several classifiers, over the batches of all processes.
+    """Measure top-1 and top-5 accuracy of several classifiers over all processes.
 
     Args:
         logits: (B, C, S, S) -> (classifiers, B, classes).
@@ -72,13 +72,13 @@ def accuracy(
 
 
 def best_epoch(epochs: Sequence[Sequence[Score]]) -> int:
-    """The finished epoch, from 1, in which one classifier was best; the first of equals."""
+    """Find the epoch, from 1, with the best top-1 of any classifier; the first if tied."""
     tops = [max(score.top1 for score in scores) for scores in epochs]
     return 1 + tops.index(max(tops))
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """(classifiers + 1, 2): labels hit by the best and by the best five; in the last row, all."""
+    """Count top-1 and top-5 hits of each classifier, then all labels: (classifiers + 1, 2)."""
     five = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == labels[:, None]
     # A classifier that diverged scores nothing: topk gives an order of its own to nan.
     five &= logits.isfinite().all(dim=-1, keepdim=True)

@@ -57,7 +57,7 @@ def label_curve(
     penalty: str = "l2",
     say: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Fit and score a classifier for each set of labels and each strength.
+    """Fit and score a classifier for each set of labels and each strength of the penalty.
 
     Args:
         train: (N, D) prepared features; the solver computes in their type, on their device.
@@ -88,7 +88,7 @@ def label_curve(
 
 
 def points(outcomes: Sequence[Outcome]) -> list[Point]:
-    """Mean and spread over the label sets of each size, in order of size."""
+    """Average over the label sets of each size, with their spread, in order of size."""
     groups: dict[tuple[float, float | None], list[Accuracy]] = {}
     for one in outcomes:
         key = round(one.images_per_class, 2), None if one.auto else one.lambd
@@ -116,7 +116,7 @@ def points(outcomes: Sequence[Outcome]) -> list[Point]:
 
 
 def table(found: Sequence[Point]) -> str:
-    """A Markdown table with a line for each point."""
+    """Format the points as a Markdown table, one line each."""
     lines = [
         "| images per class | lambda | sets | top-1 % | top-5 % |",
         "| --- | --- | --- | --- | --- |",
@@ -133,7 +133,7 @@ def table(found: Sequence[Point]) -> str:
 def as_json(
     outcomes: Sequence[Outcome], found: Sequence[Point], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything, accuracies in percent; classes by their `names`, which are given by label."""
+    """Collect all results for JSON: accuracies in percent, classes by their name."""
 
     def named(one: Point | Accuracy) -> dict[str, Any]:
         per_class = {printable(names[label]): score for label, score in one.per_class.items()}
@@ -184,5 +184,5 @@ def plot(path: Path, found: Sequence[Point]) -> None:
 
 
 def positions(indices: np.ndarray, among: np.ndarray) -> Tensor:
-    """Where each of `indices` is in the sorted `among`, which holds them all."""
+    """Find the position of each of `indices` in the sorted `among`, which holds them all."""
     return torch.from_numpy(np.searchsorted(among, indices))

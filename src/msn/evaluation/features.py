@@ -61,7 +61,7 @@ def evaluation_images(
     num_workers: int = 0,
     unreadable: Unreadable | None = None,
 ) -> EvalSet:
-    """The deterministic evaluation views of labeled images, in their order.
+    """Make the deterministic evaluation views of labeled images, in their order.
 
     Args:
         images: those that are chosen.
@@ -100,7 +100,7 @@ def encode_all(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Features of uint8 `images` (N, S, S, C): float32 (N, D) on the CPU.
+    """Encode uint8 `images` (N, S, S, C) into features: float32 (N, D) on the CPU.
 
     Args:
         encode: float (B, C, S, S) -> (B, D), with the module already in eval mode.
@@ -114,7 +114,7 @@ def encode_all(
 
 
 def raw_pixels(images: Tensor) -> Tensor:
-    """The baseline representation: uint8 (N, S, S, C) -> float32 (N, S*S*C) in [0, 1]."""
+    """Flatten uint8 images (N, S, S, C) to the baseline features (N, S*S*C) in [0, 1]."""
     return images.flatten(1).float() / 255
 
 
@@ -130,7 +130,7 @@ def extract(
     shard: int = SHARD,
     unreadable: Unreadable | None = None,
 ) -> Features:
-    """Features of the images of a source.
+    """Compute the features of the images of a source, or read them from the cache.
 
     Args:
         encoder: as given by `msn.load_encoder`.
@@ -180,7 +180,7 @@ def extract(
 def key(
     encoder: FrozenEncoder, source: Source, indices: np.ndarray, taps: Taps = MSN_TAPS
 ) -> dict[str, Any]:
-    """All that the features depend on, as values of JSON."""
+    """Collect all that the features depend on, as JSON values: the key of the cache."""
     return {
         "format": FORMAT,
         "weights": encoder.digest,
@@ -240,7 +240,7 @@ def _bytes(lines: Sequence[str]) -> Tensor:
 
 
 def check_name(path: Path) -> None:
-    """Refuse a file name that tells no known format.
+    """Refuse a file name that ends in no known format.
 
     Raises:
         UserError: it ends in neither `.safetensors` nor `.npz`.
@@ -250,7 +250,7 @@ def check_name(path: Path) -> None:
 
 
 def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None:
-    """Refuse NaN and infinite features.
+    """Refuse features that are NaN or infinite.
 
     Raises:
         UserError: names the first.
@@ -268,7 +268,7 @@ def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None
 def views(
     source: Source, indices: np.ndarray, *, size: int, batch_size: int, num_workers: int = 0
 ) -> Iterator[Batch]:
-    """Evaluation views by batch: in place of the labels are the indices of the images."""
+    """Load evaluation views in batches, which hold the images' indices in place of labels."""
     images = LabeledSet(source, np.arange(len(source)), indices)
     return batches_in_turn(images, CenterCrop(size), batch_size=batch_size, num_workers=num_workers)
 
@@ -282,7 +282,7 @@ def _compute(
     unreadable: Unreadable,
     indices: np.ndarray,
 ) -> Tensor:
-    """The features of some images, NaN for bad ones, and for all behind one that ends it all."""
+    """Compute the features of some images: NaN for bad ones, and for all after giving up."""
     features = torch.full((len(indices), encoder.width(taps)), torch.nan)
     made = views(
         source, indices, size=encoder.image_size, batch_size=batch_size, num_workers=num_workers
@@ -306,7 +306,7 @@ def _compute(
 def _prepare(
     cache: Path, encoder: FrozenEncoder, source: Source, indices: np.ndarray, taps: Taps
 ) -> Path:
-    """The folder of these features, with what they are made of written down."""
+    """Make the cache folder of these features, and write down there what they depend on."""
     about = json.dumps(key(encoder, source, indices, taps), indent=2, sort_keys=True)
     folder = cache / hashlib.sha256(about.encode()).hexdigest()[:32]
     with writing(folder):
@@ -317,7 +317,7 @@ def _prepare(
 
 
 def _view_digest(encoder: FrozenEncoder) -> str:
-    """Of the evaluation view of a test image: another way of making views gives another."""
+    """Hash the evaluation view of a test image, so that the key changes if view making does."""
     rows, columns = np.mgrid[:300, :260]
     image = np.stack([rows, columns, rows * columns // 7], axis=-1).astype(np.uint8)
     channels = np.arange(encoder.channels) % 3

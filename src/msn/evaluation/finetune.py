@@ -116,7 +116,7 @@ class FinetuneLearner:
         self.optimizer.load_state_dict(moments)
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The gradient of one micro-batch, added to those before; its loss."""
+        """Add the gradient of one micro-batch to those before, and return its loss."""
         images = self.erase(images)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -131,7 +131,7 @@ class FinetuneLearner:
 def build_optimizer(
     model: Classifier, *, weight_decay: float, layer_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW; a block's learning rate is `layer_decay` times that of the next one."""
+    """Build AdamW; each block's learning rate is `layer_decay` times that of the next."""
     groups = param_groups_layer_decay(
         model,
         weight_decay=weight_decay,
@@ -142,7 +142,7 @@ def build_optimizer(
 
 
 def build_mix(criterion: FinetuneCriterion, classes: int) -> Mixup | None:
-    """Mixup and cutmix, of which a step takes one; None where both are off."""
+    """Build mixup and cutmix, of which each step uses one; None if both are off."""
     if not criterion.mixup and not criterion.cutmix:
         return None
     return Mixup(
@@ -155,7 +155,7 @@ def build_mix(criterion: FinetuneCriterion, classes: int) -> Mixup | None:
 
 
 def build_model(config: FinetuneConfig, weights: Weights, classes: int) -> Classifier:
-    """Pre-trained encoder and a new classifier, drawn from the run's seed, on the CPU.
+    """Build a pre-trained encoder with a new classifier, drawn from the run's seed, on the CPU.
 
     Raises:
         UserError: more blocks are to be trained than there are.
@@ -177,7 +177,7 @@ def build_model(config: FinetuneConfig, weights: Weights, classes: int) -> Class
 
 
 def prepare(config: FinetuneConfig, device: torch.device) -> tuple[Job, "FinetuneLearner"]:
-    """Build the job and what learns it.
+    """Build the job and the learner of a fine-tuning.
 
     Raises:
         UserError: something that was asked for cannot be done.

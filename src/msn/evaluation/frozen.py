@@ -96,11 +96,11 @@ class FrozenEncoder:
         return self._vits[0]
 
     def width(self, taps: Taps = MSN_TAPS) -> int:
-        """Numbers that make up the features of one image."""
+        """Count the numbers that make up the features of one image."""
         return self.vit.embed_dim * (taps.blocks + taps.patch_average)
 
     def features(self, images: Any, taps: Taps = MSN_TAPS, batch_size: int = 256) -> Tensor:
-        """Features of images in memory: float32 (N, D) on the CPU, a row for each image.
+        """Compute features of images in memory: float32 (N, D) on the CPU, a row for each image.
 
         Args:
             images: an image of Pillow, a uint8 array (H, W, C), or a list of those, of any sizes:
@@ -125,12 +125,12 @@ class FrozenEncoder:
         return torch.cat(parts) if parts else torch.empty(0, self.width(taps))
 
     def views(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Evaluation views, uint8 (N, S, S, C), of uint8 images (H, W, C)."""
+        """Make evaluation views, uint8 (N, S, S, C), of uint8 images (H, W, C)."""
         found = [eval_view(pixels(image, self.channels), self.image_size) for image in images]
         return torch.from_numpy(np.stack(found))
 
     def encode(self, views: Tensor, indices: Sequence[int], taps: Taps = MSN_TAPS) -> Tensor:
-        """Features of one batch of views, float32 (B, D) on the CPU.
+        """Encode one batch of views into features: float32 (B, D) on the CPU.
 
         Args:
             views: uint8 (B, H, W, C) as made by `views`, or normalized float (B, C, H, W).
@@ -151,7 +151,7 @@ class FrozenEncoder:
             return torch.cat(list(parts))
 
     def check(self, taps: Taps) -> None:
-        """Refuse taps that this encoder has not.
+        """Refuse taps that this encoder does not have.
 
         Raises:
             UserError: says which, and what there is.
@@ -202,7 +202,7 @@ class FrozenEncoder:
 
 
 def _sides(views: Tensor) -> tuple[int, int]:
-    """Height and width of views in either form."""
+    """Find the height and width of views, whether uint8 (B, H, W, C) or float (B, C, H, W)."""
     height, width = views.shape[-2:] if views.is_floating_point() else views.shape[1:3]
     return height, width
 
@@ -217,7 +217,7 @@ def load_encoder(
     bf16: bool = False,
     image_size: int | None = None,
 ) -> FrozenEncoder:
-    """A frozen encoder from whatever `msn import` reads: a checkpoint, a folder, a release.
+    """Load a frozen encoder from whatever `msn import` reads: a checkpoint, a folder, a release.
 
     The architecture follows from the file. Image size and normalization are those of the training
     where the file tells them, else those of ImageNet.
@@ -248,7 +248,7 @@ def frozen(
     std: Sequence[float] | None = None,
     vit: VisionTransformer | None = None,
 ) -> FrozenEncoder:
-    """A frozen encoder of weights that were read; `vit` takes their place where given.
+    """Build a frozen encoder from weights that were read, or from `vit` if it is given.
 
     Size and normalization are those that are given, else the training's, else ImageNet's.
     """

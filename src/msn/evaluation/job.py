@@ -56,12 +56,12 @@ class Job:
 
     @property
     def sets(self) -> tuple[Seen, Seen]:
-        """All images, with what is seen of them."""
+        """Both splits, each with the view that is made of its images."""
         return (self.train, self.train_view), (self.val, self.val_view)
 
 
 def read_weights(config: EvaluationFile) -> Weights:
-    """The pre-trained encoder that the config names.
+    """Read the pre-trained encoder that the config names.
 
     Raises:
         UserError: the file cannot be read, or is of another model.
@@ -124,7 +124,7 @@ def build_job(
 
 
 def open_splits(data: LabeledImages, channels: int) -> Splits:
-    """The two splits with their labels.
+    """Open the train and the val split with their labels.
 
     Raises:
         UserError: one is not there, has no labels, its images are not of the encoder's channels, or
@@ -158,7 +158,7 @@ def leave_out_bad(
     num_workers: int | str,
     unreadable: Unreadable,
 ) -> Splits:
-    """The splits without bad images, which `unreadable` is told of. All processes call this."""
+    """Leave bad images out of both splits, and tell `unreadable`. All processes call this."""
     sets = splits.train, splits.val
     bad = find_bad(list(zip(sets, views, strict=True)), num_workers)
     unreadable.meet(one.image for each in bad for one in each)

@@ -33,7 +33,7 @@ def knn(
     temperature: float | None = PROTOCOL.temperature,
     max_scores: int = MAX_SCORES,
 ) -> KNN:
-    """One setting of `knn_sweep`, where arguments and errors are."""
+    """Classify with a single setting of `knn_sweep`, which documents arguments and errors."""
     setting = (k, temperature)
     found = knn_sweep(
         *(train_features, train_labels, queries, query_labels),
@@ -101,7 +101,7 @@ def knn_sweep(
 
 
 def neighbors(train_features: Tensor, queries: Tensor, *, k: int) -> Tensor:
-    """Indices (Q, k) of the training features nearest to each query, the nearest first."""
+    """Find the k training features nearest to each query: indices (Q, k), nearest first."""
     gallery = functional.normalize(train_features.float(), dim=1)
     return (functional.normalize(queries.float(), dim=1) @ gallery.T).topk(k, dim=1).indices
 

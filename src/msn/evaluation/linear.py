@@ -92,7 +92,7 @@ class LinearLearner:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Class tokens of as many last blocks as any classifier sees: float32 (B, blocks * D)."""
+        """Compute class tokens of as many last blocks as are needed: float32 (B, blocks * D)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.encoder.block_cls(images, self.blocks).float()
 
@@ -110,7 +110,7 @@ class LinearLearner:
         self.optimizer.load_state_dict(moments)
 
     def _groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Two for each classifier: the linear layer's weights, and what is not decayed."""
+        """Make two parameter groups for each classifier: decayed weights, and all others."""
         groups: list[dict[str, object]] = []
         for head, settings in zip(self.heads.heads, self.settings, strict=True):
             weight: nn.Parameter = head.linear.weight
@@ -123,7 +123,7 @@ class LinearLearner:
 
 
 def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLearner]:
-    """Build the job and what learns it.
+    """Build the job and the learner of a linear evaluation.
 
     Raises:
         UserError: something that was asked for cannot be done.

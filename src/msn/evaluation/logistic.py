@@ -38,7 +38,7 @@ class Classifier(NamedTuple):
     classes: Tensor
 
     def scores(self, features: Tensor) -> Tensor:
-        """(N, D) prepared features to (N, K)."""
+        """Compute the class scores (N, K) of prepared features (N, D)."""
         return features @ self.weight.T
 
 
@@ -51,7 +51,7 @@ class Accuracy(NamedTuple):
 
 
 def prepare(features: Tensor, *, normalize: bool = True) -> Tensor:
-    """Each sample: minus its mean over the features, then, with `normalize`, to unit length.
+    """Center each sample over its features; with `normalize`, scale it to unit length.
 
     Per sample, not per feature: no statistics of the data set enter. A constant sample is zero.
 
@@ -105,7 +105,7 @@ def fit(
 
 
 def accuracy(classifier: Classifier, features: Tensor, labels: Tensor) -> Accuracy:
-    """Accuracy on prepared features; an image of a class that was not fitted counts as wrong."""
+    """Measure accuracy on prepared features; images of classes not fitted count as wrong."""
     labels = labels.to(features.device)
     best = min(5, len(classifier.classes))
     with threads_for(features.numel() * len(classifier.classes)):
@@ -127,7 +127,7 @@ def choose_lambda(
     lambdas: tuple[float, ...] = LAMBDAS,
     seed: int = 0,
 ) -> float:
-    """The strength with the best accuracy in cross-validation on the training samples alone.
+    """Choose the strength with the best cross-validated accuracy on the training samples.
 
     Stratified, with five folds or as many as the smallest class has samples. Of equally good
     strengths the strongest is taken.
@@ -154,7 +154,7 @@ def choose_lambda(
 
 
 def check_settings(*, lambd: float, solver: str, penalty: str) -> None:
-    """Refuse what `fit` would.
+    """Refuse settings that `fit` would refuse.
 
     Raises:
         UserError: there is no such solver, penalty or strength.
@@ -172,7 +172,7 @@ def check_settings(*, lambd: float, solver: str, penalty: str) -> None:
 
 
 def _folds(labels: Tensor, seed: int) -> tuple[int, Tensor]:
-    """Size of the smallest class, and the fold (N,) of each sample."""
+    """Give the size of the smallest class, and the fold (N,) of each sample."""
     counts = labels.unique(return_counts=True)[1]
     smallest = int(counts.min())
     draw = keyed.generator(seed, keyed.Stream.SPLIT).permutation(len(labels))
@@ -257,6 +257,6 @@ def _sklearn(features: Tensor, targets: Tensor, classes: int, lambd: float) -> T
 
 
 def _two_rows(difference: Tensor) -> Tensor:
-    """W of two classes from the difference of its rows, which is what libraries fit."""
+    """Make the W of two classes from the difference of its rows, which libraries fit."""
     half = difference.reshape(1, -1) / 2
     return torch.cat([-half, half])

@@ -39,7 +39,7 @@ def low_shot(
     seed: int = PROTOCOL.seed,
     lambd: float = LAMBDA,
 ) -> LowShot:
-    """Fit on a few random images of each class, score on all of the test set, several times.
+    """Fit on a few random images of each class and score on the whole test set, several times.
 
     The classifier is that of `msn.evaluation.logistic`, fitted in float64, as in the MSN paper's
     low-shot protocol. Draw i depends only on (seed, i): representations of the same images are
@@ -70,7 +70,7 @@ def low_shot(
 
 
 def summarize(images_per_class: int, accuracies: Sequence[float]) -> LowShot:
-    """Mean and spread of accuracies, one for each draw."""
+    """Compute mean and spread of accuracies, one for each draw."""
     spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return LowShot(images_per_class, list(accuracies), statistics.fmean(accuracies), spread)
 
@@ -83,7 +83,7 @@ def draw_subset(
     draw: int,
     names: Sequence[str] | None = None,
 ) -> Tensor:
-    """Indices of some images of each class, by class: int64 (classes * images_per_class,).
+    """Draw some images of each class: int64 indices (classes * images_per_class,), by class.
 
     Images with a negative label are not drawn. `names` of the classes, by label, are for messages.
 

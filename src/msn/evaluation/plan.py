@@ -19,7 +19,7 @@ def describe(
     processes: int = 1,
     done: int = 0,
 ) -> str:
-    """Tell the plan as text, one fact a line; the run itself says it first.
+    """Describe what an evaluation does as text, one fact a line, as the run also logs it.
 
     Args:
         config: of the evaluation.

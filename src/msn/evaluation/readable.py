@@ -24,7 +24,7 @@ Seen = tuple[LabeledSet, Transform]
 
 
 def find_bad(sets: Sequence[Seen], num_workers: int | str) -> list[list[Bad]]:
-    """Look at all images, each process at its share. All processes call this.
+    """Find bad images by decoding all, each process its share. All processes call this.
 
     Args:
         sets: of images, each of which is looked at once.
@@ -54,7 +54,7 @@ def find_bad(sets: Sequence[Seen], num_workers: int | str) -> list[list[Bad]]:
 
 
 def without(images: LabeledSet, bad: Sequence[Bad]) -> LabeledSet:
-    """The images that are not bad."""
+    """Leave out the bad images."""
     good = ~np.isin(images.chosen, [one.number for one in bad])
     return replace(images, chosen=images.chosen[good])
 

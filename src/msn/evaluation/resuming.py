@@ -23,42 +23,42 @@ class Learner(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the classifiers."""
+        """Names of the classifiers."""
         ...
 
     def learning_rate(self, step: int) -> float:
-        """Of the first classifier, for the log."""
+        """Give the learning rate of the first classifier at a step, for the log."""
         ...
 
     def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """One optimizer step on normalized images (B, C, S, S): the losses (classifiers,)."""
+        """Take one optimizer step on images (B, C, S, S); return the losses (classifiers,)."""
         ...
 
     def logits(self, images: Tensor) -> Tensor:
-        """(classifiers, B, classes), nothing random in it."""
+        """Compute logits (classifiers, B, classes), without randomness."""
         ...
 
     def state(self) -> State:
-        """All that changes while training; what classifies under `CLASSIFIER`."""
+        """Collect all that training changes; the classifier's weights under `CLASSIFIER`."""
         ...
 
     def load_state(self, found: Found) -> None:
-        """Take up what `state` gave. Raises UserError if it is of another model."""
+        """Load what `state` gave. Raises UserError if it is of another model."""
         ...
 
 
 def latest_path(config: EvaluationFile) -> Path:
-    """The file that a run goes on from."""
+    """Name the checkpoint that a run resumes from."""
     return checkpoint.latest_path(Path(config.logging.folder), config.logging.write_tag)
 
 
 def best_path(config: EvaluationFile) -> Path:
-    """The file with the classifiers of the best epoch."""
+    """Name the checkpoint with the classifiers of the best epoch."""
     return checkpoint.best_path(Path(config.logging.folder), config.logging.write_tag)
 
 
 def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, list[list[Score]]]:
-    """Take up the run's newest checkpoint: the finished steps, and the scores of each epoch.
+    """Load the run's newest checkpoint; return the finished steps and each epoch's scores.
 
     Raises:
         UserError: it is of another run, or there is none and `meta.load_checkpoint` insists.
@@ -86,7 +86,7 @@ def resume(config: EvaluationFile, job: Job, learner: Learner) -> tuple[int, lis
 
 
 def steps_done(job: Job, learner: Learner, found: Found) -> tuple[int, list[list[Score]]]:
-    """The finished steps, and the scores of each finished epoch.
+    """Read the finished steps and the scores of each finished epoch from a checkpoint.
 
     Raises:
         UserError: they are none, or of an epoch of another length.

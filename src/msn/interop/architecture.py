@@ -35,12 +35,12 @@ class Architecture(NamedTuple):
     image_size: int  # px, the side that the position embeddings are stored for
 
     def build(self) -> VisionTransformer:
-        """An encoder of this architecture, with random weights and without head."""
+        """Build an encoder of this architecture, with random weights and without head."""
         return build_encoder(self.size, image_size=self.image_size, in_chans=self.in_chans)
 
 
 def digest(weights: State) -> str:
-    """SHA-256 of names, types, shapes and values of weights."""
+    """Compute the SHA-256 of the names, types, shapes and values of weights."""
     result = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -56,7 +56,7 @@ def infer_architecture(
     path: Path,
     num_heads: int | None = None,
 ) -> Architecture:
-    """The architecture of a state dict with official names and no prefix.
+    """Infer the architecture of a state dict with official names and no prefix.
 
     Shapes tell everything but the number of heads: that is `num_heads`, else the config's (as in
     our checkpoints), else of the official model of these sizes, else one head for each 64 of the
@@ -96,7 +96,7 @@ def infer_architecture(
 
 
 def _part(weights: State, name: str, axes: int, path: Path) -> Tensor:
-    """A tensor that every Vision Transformer has, of that many axes."""
+    """Give a tensor that every Vision Transformer has, after checking its number of axes."""
     if name not in weights:
         raise UserError(
             f"{path}: not the weights of a Vision Transformer with official names (no '{name}');"
@@ -112,7 +112,7 @@ def _part(weights: State, name: str, axes: int, path: Path) -> Tensor:
 
 
 def _depth(weights: State, path: Path) -> int:
-    """The number of blocks, all of which are there in part at least."""
+    """Count the blocks, which must be numbered from 0 without a gap."""
     found = (re.match(r"blocks\.(0|[1-9]\d{0,3})\.", name) for name in weights)
     numbers = {int(match[1]) for match in found if match}
     depth = 1 + max(numbers)
@@ -125,7 +125,7 @@ def _depth(weights: State, path: Path) -> int:
 
 
 def official_names(size: EncoderSize) -> list[str]:
-    """The official models of this size; two of them are the same, and most sizes have none."""
+    """List the names of the official models of this size; most sizes have none."""
     return [name for name, known in ENCODERS.items() if known == size]
 
 
@@ -148,7 +148,7 @@ def _heads(size: EncoderSize, meta: dict[str, Any], path: Path) -> Any:
 
 
 def section(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """A mapping among the values that a file holds, empty where it is not there.
+    """Read a mapping among the values that a file holds; where it is missing, give an empty one.
 
     Raises:
         UserError: it is something else.
@@ -162,7 +162,7 @@ def section(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 
 def require_model(size: EncoderSize, name: str, path: Path) -> None:
-    """Refuse weights that are not of an official model.
+    """Refuse weights that are not of the official model that is named.
 
     Raises:
         UserError: there is no such model, or the weights are of another one.

@@ -10,7 +10,7 @@ those that the authors of the paper released stay under CC BY-NC 4.0."""
 
 
 def huggingface(weights: Weights) -> str:
-    """README.md of a folder for transformers."""
+    """Compose the model card, README.md, of a folder for transformers."""
     name = "ViTMSNForImageClassification" if weights.classifier else "ViTMSNModel"
     takes = "outputs.logits" if weights.classifier else "outputs.last_hidden_state[:, 0]"
     code = f"""\
@@ -29,7 +29,10 @@ paper read the class token before it: `output_hidden_states=True`, then `hidden_
 
 
 def timm(weights: Weights, name: str) -> str:
-    """README.md of a folder for timm; `name` is of the architecture there."""
+    """Compose the model card, README.md, of a folder for timm.
+
+    `name` is what timm calls the architecture.
+    """
     code = f"""\
 import timm
 
@@ -43,7 +46,7 @@ Other image sizes: timm antialiases position embeddings when it resizes them, MS
 
 
 def release(weights: Weights, tag: str, steps: int) -> str:
-    """README.md of the whole state of a run."""
+    """Compose the model card, README.md, of a release, which is the full state of a run."""
     code = f"""\
 # check the hashes, copy into a folder of your own, go on training there
 # msn import FOLDER --as run runs/mine

@@ -22,7 +22,7 @@ from msn.runtime.errors import UserError
 
 
 def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None) -> Weights:
-    """Encoder and classifier of a fine-tuning; of its averaged weights if it kept them.
+    """Read encoder and classifier of a fine-tuning, from its averaged weights if it kept them.
 
     Raises:
         UserError: it is of a linear evaluation, or reads averaged patches.
@@ -55,7 +55,7 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
 
 
 def with_linear_head(weights: Weights, path: Path) -> Weights:
-    """The weights with the most accurate classifier of a linear evaluation on them.
+    """Add to an encoder's weights the most accurate classifier of a linear evaluation on them.
 
     Raises:
         UserError: the file is of no linear evaluation, or was trained on another encoder; or the
@@ -92,10 +92,10 @@ def with_linear_head(weights: Weights, path: Path) -> Weights:
 
 
 def without_unit_length(weights: Weights, where: Path) -> Weights:
-    """The same logits without scaling tokens to length 1, where that is possible.
+    """Fold the scaling of tokens to length 1 into the linear layer, which keeps the logits.
 
-    It is where the final norm scales all features alike and adds nothing: every token has the same
-    length then, the square root of the width, which goes into the linear layer.
+    That is possible where the final norm scales all features alike and adds nothing: every token
+    has the same length then, the square root of the width.
 
     Raises:
         UserError: it is not possible; `where` was to be written.
@@ -117,7 +117,7 @@ def without_unit_length(weights: Weights, where: Path) -> Weights:
 
 
 def _best(state: dict[str, Any], path: Path) -> int:
-    """Number of the classifier that was most accurate after the last epoch of the file."""
+    """Give the number of the classifier that was most accurate after the file's last epoch."""
     epochs = state.get("accuracy")
     if not epochs:
         raise UserError(f"{path}: no epoch is finished in it; give a later checkpoint")

@@ -59,7 +59,7 @@ class Graph(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> what the tap says."""
+        """Compute the output that the tap names, from images (B, C, H, W)."""
         if self.normalize:
             images = (images - self.mean) / self.std
         if self.tap == "cls_prenorm":
@@ -123,7 +123,7 @@ def write_torch(path: Path, graph: Graph, images: Tensor) -> None:
 
 
 def _check_onnx(temporary: Path, graph: Graph, images: Tensor, path: Path) -> None:
-    """Run the file on another batch size than it was traced with, and compare."""
+    """Run an ONNX file on another batch size than it was traced with, and compare the features."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -138,7 +138,7 @@ def _check_onnx(temporary: Path, graph: Graph, images: Tensor, path: Path) -> No
 
 @contextmanager
 def _exporter_silenced() -> Iterator[None]:
-    """Keep from the terminal which constants were not folded, and what torch 2.11 deprecates."""
+    """Silence the exporter's notes on constants that it did not fold and on deprecations."""
     logger = logging.getLogger("onnxscript.optimizer")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -141,7 +141,7 @@ def read(folder: Path) -> Weights:
 
 
 def _model_type(config: dict[str, Any], path: Path) -> str:
-    """The type of the model, if it is one whose encoder is MSN's."""
+    """Read the type of the model from its config, and refuse one whose encoder is not MSN's."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in LEFT_OUT:
         reason = OTHERS.get(kind) if isinstance(kind, str) else None
@@ -158,7 +158,7 @@ def _model_type(config: dict[str, Any], path: Path) -> str:
 
 
 def to_huggingface(encoder: Tensors) -> Tensors:
-    """Tensors of an encoder without head under the names of transformers 4."""
+    """Rename the tensors of an encoder without head as transformers 4 does."""
     renamed: Tensors = {}
     for name, tensor in encoder.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+?)(?:\.(weight|bias))?", name)
@@ -176,7 +176,9 @@ def to_huggingface(encoder: Tensors) -> Tensors:
 
 
 def from_huggingface(tensors: Tensors, path: Path) -> Tensors:
-    """The other way round, from the names of either version; unknown names stay as they are.
+    """Rename tensors of transformers 4 or 5 to the official names.
+
+    Unknown names stay as they are.
 
     Raises:
         UserError: queries, keys and values of a block are not of one shape; `path` is named.
@@ -213,7 +215,7 @@ def from_huggingface(tensors: Tensors, path: Path) -> Tensors:
 
 
 def _outer(name: str, names: dict[str, str]) -> str:
-    """A name outside the blocks: as a whole, or before `.weight` and `.bias`."""
+    """Translate a name outside the blocks: all of it, or what is before `.weight` or `.bias`."""
     stem, _, kind = name.rpartition(".")
     return names.get(name) or (f"{names[stem]}.{kind}" if stem in names else name)
 
@@ -244,7 +246,7 @@ def _config(weights: Weights) -> dict[str, Any]:
 
 
 def _preprocessor(weights: Weights) -> dict[str, Any]:
-    """The evaluation view, as a resize and a center crop."""
+    """Describe the evaluation view for transformers, as a resize and a center crop."""
     _, image_size, channels = _facts(weights)
     return {
         # ViT's own processor cannot crop; this one of transformers can, under all versions.
@@ -269,7 +271,7 @@ def _facts(weights: Weights) -> tuple[EncoderSize, int, int]:
 
 
 def _normalization(folder: Path) -> Normalization | None:
-    """What the folder says of it, if it does."""
+    """Read the normalization of images that the folder states; give None if it states none."""
     if not (folder / PREPROCESSOR).exists():
         return None
     values = read_json(folder / PREPROCESSOR)

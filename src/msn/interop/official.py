@@ -17,7 +17,7 @@ KEYS: dict[Which, str] = {"target": "target_encoder", "anchor": "encoder"}
 def from_state(
     state: dict[str, Any], *, path: Path, which: Which = "target", num_heads: int | None = None
 ) -> Weights:
-    """An encoder, with head and prototypes, of what a checkpoint of MSN holds.
+    """Build an encoder's weights, with head and prototypes, from what a checkpoint of MSN holds.
 
     Args:
         state: of a file of the official code or of this project, with or without prefixes.
@@ -42,7 +42,7 @@ def from_state(
 
 
 def write(path: Path, weights: Weights) -> None:
-    """Write a file like the released ones: target encoder and, where there are, prototypes.
+    """Write a file like the released ones: the target encoder and, if there are any, prototypes.
 
     Tensors stand under the official names, without prefixes. Further keys hold the number of heads,
     which tensors do not tell, and the normalization.
@@ -62,7 +62,7 @@ def write(path: Path, weights: Weights) -> None:
 
 
 def normalization_of(state: dict[str, Any], path: Path) -> Normalization | None:
-    """What a file of this project says of its images; to be checked."""
+    """Give the normalization that a file of this project states for its images, unchecked."""
     data = section(section(state, "config", path), "data", path)
     for values in (state, data):
         if values.get("mean") is not None and values.get("std") is not None:

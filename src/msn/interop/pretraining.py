@@ -132,7 +132,7 @@ class MSNForPreTraining(
     def forward(
         self, target: Tensor, random: Tensor, focal: Tensor | None = None
     ) -> PreTrainingOutput:
-        """Losses of one batch of normalized views, of B images each.
+        """Compute the losses of one batch of normalized views, of B images each.
 
         Args:
             target: (B, C, H, W).
@@ -156,7 +156,7 @@ class MSNForPreTraining(
         )
 
     def _check(self, views: dict[str, Tensor]) -> None:
-        """Refuse views that are not as `forward` says; values are looked at before step 1 only."""
+        """Refuse views that `forward` does not take; values are checked before step 1 only."""
         images, channels = len(views["target"]), self.msn.anchor.in_chans
         for name, given in views.items():
             axes = 4 if name == "target" else 5
@@ -174,13 +174,13 @@ class MSNForPreTraining(
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the target toward the anchor: once after each step of the optimizer."""
+        """Move the target toward the anchor; call this once after each step of the optimizer."""
         self.msn.after_step(self._step)
         self._step += 1
         self.step += 1
 
     def encoder_weights(self, normalization: Normalization | None = None) -> Weights:
-        """The target encoder with head and prototypes, to be built, evaluated or exported.
+        """Give the target encoder with head and prototypes, to be built, evaluated or exported.
 
         Args:
             normalization: of the images that it was trained on; None says ImageNet's.

@@ -57,7 +57,7 @@ def read(
 
 
 def read_start(path: Path, *, num_heads: int, exact: bool) -> State:
-    """What a run is to start from: what is there, with a target encoder, and anchor if any.
+    """Read the state that a run resumes or warm-starts from: a target encoder, an anchor if any.
 
     Args:
         path: as for `read`.
@@ -82,7 +82,7 @@ def read_start(path: Path, *, num_heads: int, exact: bool) -> State:
 
 
 def _contents(path: Path) -> State:
-    """What a file holds: tensors by name, or more."""
+    """Read what a file holds: tensors by name, or all values of a checkpoint."""
     require_file(path)
     if path.suffix == ".safetensors":
         return dict(read_file(path))
@@ -99,7 +99,7 @@ def _from_state(state: State, path: Path, which: Which, num_heads: int | None) -
 
 
 def _tensors(state: State, path: Path, which: Which) -> Tensors:
-    """The tensors of a file: what it holds, or what it holds under one of the known keys."""
+    """Find the tensors of a file, at its top level or under one of the known keys."""
     found: Any = state
     for _ in range(MOST_NESTED):
         place = next((key for key in PLACES[which] if isinstance(found.get(key), dict)), None)
@@ -112,7 +112,7 @@ def _tensors(state: State, path: Path, which: Which) -> Tensors:
 
 
 def _bare(tensors: Tensors, path: Path, which: Which) -> Tensors:
-    """The tensors of the encoder alone, without the prefixes of what it is a part of.
+    """Pick the tensors of the encoder, without the prefixes of the model that it is a part of.
 
     What stands beside it, such as the projection head of another method, is left out.
     """

@@ -46,7 +46,9 @@ def write(folder: Path, path: Path) -> None:
 
 
 def unpack(release: Path, folder: Path) -> Path:
-    """Make a release the folder of a run, to go on there; its config, which says that it does.
+    """Unpack a release into the folder of a run, to resume it there; give the path of its config.
+
+    The config names that folder as its `logging.folder`.
 
     Raises:
         UserError: a file is missing or is not the one that was released, or the run cannot go on
@@ -67,7 +69,7 @@ def unpack(release: Path, folder: Path) -> Path:
 
 
 def checkpoint_in(release: Path) -> Path:
-    """The checkpoint of a release, once all hashes are right.
+    """Find the checkpoint of a release, after checking the hashes of all files.
 
     Raises:
         UserError: as `verify` does, or there is none or more than one.
@@ -79,7 +81,7 @@ def checkpoint_in(release: Path) -> Path:
 
 
 def verify(release: Path) -> list[str]:
-    """Names of the files of a release, all of which have the hashes that they should.
+    """Check that the files of a release have the hashes listed there, and give their names.
 
     Raises:
         UserError: they have not; all that is wrong is listed.
@@ -108,7 +110,7 @@ def verify(release: Path) -> list[str]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -117,7 +119,7 @@ def sha256(path: Path) -> str:
 
 
 def _whole_state(path: Path) -> State:
-    """What a checkpoint holds, if training can go on from it."""
+    """Read a checkpoint, and refuse one that training cannot resume from."""
     state = checkpoint.load(path)
     missing = [key for key in NEEDED if key not in state]
     if missing:

@@ -18,7 +18,7 @@ INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is there but no file, such as a pipe, which would be waited for.
+    """Refuse a path that exists but is not a file, such as a pipe, which would be waited for.
 
     Raises:
         UserError: it is.
@@ -28,7 +28,7 @@ def require_file(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
         UserError: missing, too large, or not that.
@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> Tensors:
-    """The tensors of a model folder: one file, or shards with an index.
+    """Read the tensors of a model folder: one file, or shards with an index.
 
     Raises:
         UserError: there are none, a shard is missing or damaged.
@@ -63,7 +63,7 @@ def read_tensors(folder: Path) -> Tensors:
 
 
 def read_file(path: Path) -> Tensors:
-    """The tensors of one file, of safetensors or torch.
+    """Read the tensors of one file, of safetensors or torch.
 
     Raises:
         UserError: missing, damaged, holding code, or not tensors by name.

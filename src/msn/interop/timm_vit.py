@@ -98,7 +98,7 @@ def from_tensors(
     num_heads: int | None = None,
     normalization: Normalization | None = None,
 ) -> Weights:
-    """Weights from timm's state dict of such a model, or MAE's, whose decoder is left out."""
+    """Build weights from the state dict of a plain timm ViT, or of MAE without its decoder."""
     rest = {
         name: tensor
         for name, tensor in tensors.items()

@@ -22,7 +22,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def dense(value: Any, where: str) -> dict[str, Tensor]:
-    """`value`, if it is a state dict of dense tensors, without prefixes of wrappers.
+    """Check that `value` is a state dict of dense tensors; give it without wrappers' prefixes.
 
     Raises:
         UserError: it is not, or claims far more than it holds; `where` says what was looked at.
@@ -42,7 +42,7 @@ def dense(value: Any, where: str) -> dict[str, Tensor]:
 
 
 def unlike(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What differs from the tensors of a model, in names, shapes, kind or by not being finite."""
+    """List how tensors differ from a model's: in names, shapes or type, or by not being finite."""
     return checkpoint.differences(given, expected) or [*_unfit(given, expected)]
 
 
@@ -58,7 +58,7 @@ def _unfit(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Itera
 
 
 def matrix(name: str, tensor: Any, width: int | None, path: Path) -> Tensor:
-    """A matrix (N, width) of finite numbers that belongs to an encoder; None is of any width.
+    """Check that a tensor is a matrix (N, width) of finite numbers; None allows any width.
 
     Raises:
         UserError: it is not.
@@ -74,7 +74,7 @@ def matrix(name: str, tensor: Any, width: int | None, path: Path) -> Tensor:
 
 
 def normalization(values: Normalization, channels: int, path: Path) -> Normalization:
-    """Mean and standard deviation, if they are numbers for so many channels.
+    """Check that mean and standard deviation are finite numbers, one for each channel.
 
     Raises:
         UserError: they are not.

@@ -31,7 +31,7 @@ class Classifier(NamedTuple):
     unit_length: bool = False
 
     def tensors(self) -> Tensors:
-        """Weight and bias by name."""
+        """Give weight and bias by name."""
         return {"weight": self.weight, "bias": self.bias}
 
 
@@ -61,23 +61,23 @@ class Weights:
 
     @property
     def normalization(self) -> Normalization:
-        """Of its images; ImageNet's, where it was not saved."""
+        """Normalization of the encoder's images; ImageNet's, where it was not saved."""
         return self.stated or imagenet_normalization(self.architecture.in_chans)
 
     @property
     def image_size(self) -> int:
-        """Side of the views of the training, px; without its config that of the positions."""
+        """Side of the training's views, px; without its config, of the position embeddings."""
         size = section(self.config, "data", self.path).get("rand_size")
         return self.architecture.image_size if size is None else size
 
     def build(self) -> VisionTransformer:
-        """The encoder, with its head if there is one, in float32 and in evaluation mode."""
+        """Build the encoder, with its head if there is one, in float32 and in evaluation mode."""
         encoder = _without_values(self.architecture, self.head)
         encoder.load_state_dict(self.encoder | self.head, assign=True)
         return encoder.float().requires_grad_(False).eval()
 
     def trainable(self) -> VisionTransformer:
-        """The encoder without its head, in float32, with tensors of its own."""
+        """Build the encoder without its head, in float32, with tensors of its own."""
         encoder = self.architecture.build()
         encoder.load_state_dict(self.encoder)
         return encoder
@@ -93,7 +93,7 @@ def weights_from(
     normalization: Normalization | None = None,
     config: dict[str, Any] | None = None,
 ) -> Weights:
-    """Weights from the tensors of an encoder in official names, with or without its head.
+    """Build weights from an encoder's tensors in official names, with or without its head.
 
     Whatever is read passes through here: all of it is checked.
 
@@ -146,7 +146,7 @@ def weights_from(
 def require_facts(
     weights: Weights, config: dict[str, Any], names: dict[str, str], path: Path
 ) -> None:
-    """Refuse a config that says something else than the tensors that it is with.
+    """Refuse a config that contradicts the tensors that it comes with.
 
     Args:
         weights: what the tensors are.
@@ -182,7 +182,7 @@ def require_facts(
 
 
 def _fitting(classifier: Classifier, width: int, path: Path) -> Classifier:
-    """The classifier, if it is one of tokens of this width."""
+    """Check that a classifier fits tokens of this width, and give it."""
     weight = valid.matrix("classifier.weight", classifier.weight, width, path)
     if not torch.is_tensor(classifier.bias) or classifier.bias.shape != weight.shape[:1]:
         raise UserError(f"{path}: 'classifier.bias' is not a number for each of its classes")
@@ -191,7 +191,7 @@ def _fitting(classifier: Classifier, width: int, path: Path) -> Classifier:
 
 
 def _without_values(architecture: Architecture, head: Tensors) -> VisionTransformer:
-    """The encoder on the meta device, with a head as its tensors have it."""
+    """Build the encoder on the meta device, with a head of the shapes that its tensors have."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parts without numbers, which will not fit
         fc = None

@@ -30,12 +30,12 @@ CHUNK = 2**20
 
 
 def released_folder() -> Path:
-    """Where released files are kept, in the user's cache folder."""
+    """Give the folder where released files are kept, in the user's cache folder."""
     return cache_folder() / "released"
 
 
 def cached_path(name: str) -> Path:
-    """The place of a released file in the cache.
+    """Give the path of a released file in the cache.
 
     Raises:
         UserError: there is no such model.
@@ -48,9 +48,9 @@ def cached_path(name: str) -> Path:
 def fetch(
     name: str, *, given: Path | None = None, expected: str | None = None, address: str | None = None
 ) -> Path:
-    """A released file in the cache, downloaded where it is not there yet.
+    """Give the path of a released file in the cache, downloading it if it is not there yet.
 
-    An interrupted download is taken up where it stopped.
+    An interrupted download is resumed where it stopped.
 
     Args:
         name: one of `MODELS`.
@@ -84,7 +84,7 @@ def fetch(
 
 
 def download(url: str, part: Path) -> None:
-    """Download to `part`, from where an earlier attempt ended.
+    """Download a URL to the file `part`, going on from where an earlier attempt ended.
 
     Raises:
         UserError: it could not be had whole; what there is stays, to go on from.
@@ -112,7 +112,7 @@ def download(url: str, part: Path) -> None:
 
 
 def require_hash(path: Path, expected: str | None, *, remove: bool) -> None:
-    """Check a file against a SHA-256 where there is one.
+    """Check a file against its expected SHA-256, if one is given.
 
     Raises:
         UserError: they differ; with `remove` the file is gone.
@@ -126,7 +126,7 @@ def require_hash(path: Path, expected: str | None, *, remove: bool) -> None:
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, done: int, total: int) -> int:
-    """Append what comes to the first `done` bytes of the file; its length then."""
+    """Append a response to the first `done` bytes of the file, and give the file's new length."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         writing(part),
@@ -155,7 +155,7 @@ def _record(path: Path) -> Path:
 
 
 def _recorded(path: Path) -> str | None:
-    """The hash that the file had when it came into the cache."""
+    """Read the hash that a file had when it came into the cache; give None if it is not known."""
     try:
         return _record(path).read_text("utf-8").split()[0]
     except (OSError, UnicodeDecodeError, IndexError):

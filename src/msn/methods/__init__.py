@@ -9,6 +9,6 @@ __all__ = ["Cost", "Fact", "Method", "Output", "method_of"]
 
 
 def method_of(config: Config) -> type[Method]:
-    """Find the method that `meta.method` names: `METHOD` of the module of that name here."""
+    """Find the method that `meta.method` names: `METHOD` in the module `msn.methods.NAME`."""
     method: type[Method] = import_module(f"msn.methods.{config.meta.method}").METHOD
     return method

@@ -69,7 +69,7 @@ class Method(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
-        """List the kinds of views that the method wants of each image."""
+        """List the kinds of views that the method needs of each image."""
 
     @classmethod
     def view_spec(cls, config: Config) -> ViewSpec:
@@ -79,7 +79,7 @@ class Method(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "Method":
-        """Build the method as a config describes it, for images of so many channels."""
+        """Build the method that a config describes, for images with `channels` channels."""
 
     @abstractmethod
     def forward(self, views: Views, *, step: int) -> Output:
@@ -91,10 +91,10 @@ class Method(nn.Module, ABC):
         """The encoder that is probed, evaluated and exported."""
 
     def after_step(self, step: int) -> None:
-        """Do what follows a step of the optimizer; by default nothing."""
+        """Do what follows an optimizer step, such as moving a target; by default nothing."""
 
     def encoders(self) -> Sequence[VisionTransformer]:
-        """List all encoders: their blocks are sharded and compiled one by one."""
+        """List all encoders, whose blocks are sharded and compiled one by one."""
         return [self.encoder]
 
     def trained_encoders(self) -> Sequence[VisionTransformer]:
@@ -113,7 +113,7 @@ class Method(nn.Module, ABC):
         return self.parameters()
 
     def hyperparameters(self, step: int) -> dict[str, float]:
-        """Give the method's own schedules at a step, for the log."""
+        """Give the values of the method's own schedules at a step, for the log."""
         return {}
 
     def metrics(self, output: Output) -> dict[str, Tensor]:
@@ -124,11 +124,11 @@ class Method(nn.Module, ABC):
         return {"loss": collectives.mean(output.loss.detach())}
 
     def warning(self, metrics: Mapping[str, float], images: int) -> str | None:
-        """Say in a sentence that the metrics of a batch show a failure, if they do."""
+        """Describe in one sentence a failure that the metrics of a batch show, if any."""
         return None
 
     def state(self) -> dict[str, Any]:
-        """Give the weights under their keys in a checkpoint."""
+        """Collect the weights under their keys in a checkpoint."""
         parts = {key: getattr(self, name) for key, name in self.CHECKPOINT.items()}
         return {
             key: part.state_dict() if isinstance(part, nn.Module) else part.detach()
@@ -152,7 +152,7 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def plan(cls, config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:
-        """Give the lines of the dry run about views, parameters and the method's own schedules."""
+        """List the dry run's facts about views, parameters and the method's own schedules."""
         return [
             (f"{kind.name} views", f"{kind.count} x {kind.size} px")
             for kind in cls.view_kinds(config)
@@ -160,12 +160,12 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def notes(cls, config: Config, images: int) -> list[str]:
-        """Say what of a config is probably not meant, for so many images an epoch."""
+        """List settings of a config that are probably a mistake for this many images an epoch."""
         return []
 
     @classmethod
     def cost(cls, config: Config, channels: int, *, bf16: bool) -> Cost | None:
-        """Estimate what an image of a step costs; None where nobody has counted it."""
+        """Estimate what one image costs in a step; None if the method has no estimate."""
         return None
 
 

@@ -19,7 +19,7 @@ MIN_IMAGES = 8
 
 
 def rankme(features: Tensor, *, eps: float = 1e-7) -> Tensor:
-    """Effective rank of `features` (B, D): from 1 (all along one line) to min(B, D). Scalar.
+    """Compute the effective rank of `features` (B, D), a scalar from 1 (a line) to min(B, D).
 
     exp of the entropy of the normalized singular values (RankMe, Garrido et al. 2023).
     """
@@ -30,7 +30,7 @@ def rankme(features: Tensor, *, eps: float = 1e-7) -> Tensor:
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """Spread of `features` (B, D) over the batch: 0 all the same, 1 isotropic. Scalar.
+    """Measure the spread of `features` (B, D) as a scalar: 0 if all are equal, 1 if isotropic.
 
     Mean over the dimensions of the standard deviation of the unit-length features, times sqrt(D).
     """
@@ -39,20 +39,20 @@ def feature_std(features: Tensor) -> Tensor:
 
 
 def assignment_entropy(mean_probs: Tensor) -> Tensor:
-    """Entropy of the mean assignment `mean_probs` (K,), in nats: 0 to log K. Scalar."""
+    """Compute the entropy of the mean assignment (K,) in nats, a scalar from 0 to log K."""
     entropy: Tensor = torch.special.entr(mean_probs.detach().float()).sum()
     return entropy
 
 
 def prototypes_in_use(probs: Tensor) -> Tensor:
-    """How many of the K prototypes are the first choice of a row of `probs` (B, K). Scalar."""
+    """Count the prototypes, of K, that are the first choice of any row of `probs` (B, K)."""
     used = torch.zeros(probs.shape[1], device=probs.device)
     # Scattered rather than `unique`, whose shape would have to be read back from the device.
     return used.scatter_(0, probs.argmax(dim=1), 1.0).sum()
 
 
 def verdict(*, feature_std: float, rankme: float, proto_entropy: float, images: int) -> str | None:
-    """One line of warning if the representation has collapsed, else None.
+    """Give one line of warning if the representation has collapsed, else None.
 
     An untrained encoder looks collapsed, too: ask after the warm-up.
 

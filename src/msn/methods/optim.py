@@ -10,14 +10,17 @@ ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    """AdamW (betas .9, .999, eps 1e-8). Learning rate and weight decay are set at every step."""
+    """Build AdamW; learning rate and weight decay are set at every step.
+
+    The betas are 0.9 and 0.999, eps is 1e-8.
+    """
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 
 def set_hyperparameters(
     optimizer: torch.optim.Optimizer, *, learning_rate: float, weight_decay: float
 ) -> None:
-    """The learning rate goes to every group, the weight decay to the decayed ones."""
+    """Set the learning rate of every group, and the weight decay of the decayed ones."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
         if group["decayed"]:
@@ -35,19 +38,19 @@ class FiniteGuard:
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
 
     def update(self, step: int, *values: Tensor) -> Tensor:
-        """Note a step by its values; a scalar tensor, 1. from the first bad step on, else 0."""
+        """Check the values of a step; return a scalar, 1. from the first bad step on, else 0."""
         bad = ~torch.stack([value.detach() for value in values]).isfinite().all()
         self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
         return (self._first_bad >= 0).float()
 
     def first_bad_step(self) -> int | None:
-        """The first bad step, if there was one. Waits for the device."""
+        """Give the first step that was not finite, if there was one. Waits for the device."""
         step = int(self._first_bad)
         return None if step < 0 else step
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """An optimizer step that a fused optimizer skips on the device where `bad` is 1."""
+    """Take an optimizer step, which a fused optimizer skips on the device where `bad` is 1."""
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.step()
 
@@ -74,7 +77,7 @@ class MomentumSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; gradients are left as they are."""
+        """Take one step, leaving the gradients as they are."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 move = parameter.grad * -group["lr"]

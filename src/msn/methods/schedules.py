@@ -17,19 +17,19 @@ def _progress(step: float, total: float) -> float:
 
 
 def linear(step: float, *, total: float, start: float, final: float) -> float:
-    """From `start` at step 0 to `final` at step `total`; `final` from there on."""
+    """Go linearly from `start` at step 0 to `final` at step `total`, and stay there."""
     return start + (final - start) * _progress(step, total)
 
 
 def cosine(step: float, *, total: float, start: float, final: float) -> float:
-    """Half a cosine from `start` at step 0 to `final` at step `total`; `final` from there on."""
+    """Follow half a cosine from `start` at step 0 to `final` at step `total`, and stay there."""
     return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * _progress(step, total)))
 
 
 def warmup_cosine(
     step: float, *, warmup: float, total: float, start: float, peak: float, final: float
 ) -> float:
-    """Linear from `start` to `peak` over `warmup` steps, then a cosine to `final` at `total`."""
+    """Rise linearly from `start` to `peak` in `warmup` steps, then go by cosine to `final`."""
     if step < warmup:
         return linear(step, total=warmup, start=start, final=peak)
     return cosine(step - warmup, total=total - warmup, start=peak, final=final)

@@ -28,7 +28,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     @torch.no_grad()
     def _count(self, mean: Tensor, variance: Tensor, rows: int) -> None:
-        """Move the running statistics, of which the variance is the unbiased one."""
+        """Update the running statistics, with the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None

@@ -21,7 +21,7 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
     """timm's block: tokens (B, N, D) -> (B, N, D)."""
 
     def forward(self, x: Tensor, *, class_token_only: bool = False) -> Tensor:
-        """All tokens, or the class token alone, (B, D), without what only the others need."""
+        """Compute all tokens, or only the class token (B, D) without the work for the others."""
         if class_token_only:
             return self._class_token(x)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -39,7 +39,7 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
         return tokens
 
     def _class_token(self, x: Tensor) -> Tensor:
-        """The class token alone asks, so that neither keys nor values are formed.
+        """Compute the output of the class token alone, without forming keys or values.
 
         A score `query @ (weight @ x)` is `(query @ weight) @ x`, with as many products as there are
         heads instead of tokens, and so for the values. The key's bias moves all scores alike.
@@ -60,7 +60,7 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
-    """`linear(norm(x))`, (..., D) -> (..., out), that keeps x but not norm(x)."""
+    """Compute `linear(norm(x))`, (..., D) -> (..., out), keeping x but not norm(x)."""
     if torch.compiler.is_compiling():
         return _plain_linear(norm(x), linear)
     dtype = _product_dtype(linear.weight)
@@ -70,7 +70,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
 
 
 def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(gelu(x))`, (..., D) -> (..., out), that keeps x but not gelu(x)."""
+    """Compute `linear(gelu(x))`, (..., D) -> (..., out), keeping x but not gelu(x)."""
     if torch.compiler.is_compiling():
         return _plain_linear(F.gelu(x), linear)
     dtype = _product_dtype(linear.weight)
@@ -79,7 +79,7 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
-    """`linear` of the self-attention of queries, keys and values: (B, N, 3 * D) -> (B, N, out).
+    """Compute `linear` of the self-attention of `qkv`: (B, N, 3 * D) -> (B, N, out).
 
     By matrix products, of which nothing is kept but `qkv`. `heads` divide D.
     """
@@ -95,7 +95,10 @@ def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
 
 
 def fused_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention of (B, N, 3 * D) -> (B, N, D) by PyTorch's kernel, which keeps no weights."""
+    """Compute self-attention by PyTorch's fused kernel: (B, N, 3 * D) -> (B, N, D).
+
+    The kernel keeps no attention weights.
+    """
     query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
@@ -176,13 +179,13 @@ class _AttentionLinear(torch.autograd.Function):
 
 
 def _plain_linear(x: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(x)`, the bias by itself: the compiler adds it in whatever follows, at no cost."""
+    """Compute `linear(x)` with the bias added apart, which the compiler fuses at no cost."""
     product = F.linear(x, linear.weight)
     return product + linear.bias.to(product.dtype)
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
-    """In what a matrix product is computed: autocast's type, if it is on and the weight is fp32."""
+    """Choose the type of a matrix product: autocast's, if it is on and the weight is fp32."""
     kind = weight.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return (
@@ -193,13 +196,13 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _linear_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias, from those of the output and from the input."""
+    """Compute the gradients of weight and bias from the output's gradient and the input."""
     rows = grad.flatten(0, -2)
     return rows.mT @ x.flatten(0, -2), rows.sum(0)
 
 
 def _by_head(qkv: Tensor, heads: int) -> Tensor:
-    """(B, N, 3 * D) to query, scaled, key and value of each head: (3, B * heads, N, D / heads)."""
+    """Split (B, N, 3 * D) into query (scaled), key and value: (3, B * heads, N, D / heads)."""
     parts: Tensor = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
     parts = parts.contiguous()
     parts[0] *= parts.shape[-1] ** -0.5
@@ -207,7 +210,7 @@ def _by_head(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _by_token(mixed: Tensor, heads: int) -> Tensor:
-    """(B * heads, N, D / heads) -> (B, N, D)."""
+    """Join the heads of each token: (B * heads, N, D / heads) -> (B, N, D)."""
     tokens: Tensor = mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
     return tokens
 

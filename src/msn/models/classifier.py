@@ -63,14 +63,14 @@ class Classifier(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> "Classifier":
-        """As of any module, but what is frozen stays as in evaluation."""
+        """Set the mode as of any module, but leave frozen parts in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which layer a parameter belongs to, for timm's layer-wise learning rates.
+        """Tell which layer a parameter belongs to, for timm's layer-wise learning rates.
 
         What matches neither, norm and head, is a last layer of its own, as in MAE.
         """

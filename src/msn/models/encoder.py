@@ -61,11 +61,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches in an image."""
+        """Count the rows and columns of patches in an image."""
         return height // self.patch_size, width // self.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D), patches row by row.
+        """Embed the patches of images, row by row: (B, C, H, W) -> (B, N, D).
 
         The convolution of the official code, written as the matrix product that it is: patches do
         not overlap, so a product of the unfolded image is the same and faster.
@@ -95,13 +95,13 @@ class ConvEmbed(nn.Module):
         self.stem = nn.Sequential(*layers)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens: padded convolutions round up."""
+        """Count the rows and columns of tokens; padded convolutions round up."""
         for stride in self.strides:
             height, width = -(-height // stride), -(-width // stride)
         return height, width
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D), tokens row by row."""
+        """Embed images as tokens, row by row: (B, C, H, W) -> (B, N, D)."""
         tokens: Tensor = self.stem(images).flatten(2).transpose(1, 2)
         return tokens
 
@@ -162,7 +162,7 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Head output of the class token: (B, C, H, W) -> (B, out_dim).
+        """Compute the head's output of the class token: (B, C, H, W) -> (B, out_dim).
 
         Args:
             images: one batch of equal size.
@@ -174,7 +174,7 @@ class VisionTransformer(nn.Module):
     def block_outputs(
         self, images: Tensor, keep: Tensor | None = None, *, last: int = 1
     ) -> list[Tensor]:
-        """Tokens (B, 1 + kept, D) after each of the last blocks, without the final norm."""
+        """Compute tokens (B, 1 + kept, D) after each of the last blocks, before the final norm."""
         tokens = self.embed(images, keep)
         outputs: deque[Tensor] = deque(maxlen=last)
         for block in self.blocks:
@@ -183,7 +183,7 @@ class VisionTransformer(nn.Module):
         return list(outputs)
 
     def cls(self, images: Tensor, keep: Tensor | None = None, *, norm: bool = True) -> Tensor:
-        """Class token after the last block, (B, D), with or without the final norm.
+        """Compute the class token after the last block, (B, D), with or without the final norm.
 
         MSN's low-shot and linear evaluations read it without.
         """
@@ -191,7 +191,7 @@ class VisionTransformer(nn.Module):
         return self.norm(token) if norm else token
 
     def block_cls(self, images: Tensor, blocks: int, keep: Tensor | None = None) -> Tensor:
-        """Class tokens of the last `blocks` blocks, without the final norm: (B, blocks * D)."""
+        """Compute class tokens of the last `blocks` blocks, before the norm: (B, blocks * D)."""
         tokens = self.embed(images, keep)
         outputs: deque[Tensor] = deque(maxlen=blocks)
         for block in self.blocks[:-1]:
@@ -209,7 +209,7 @@ class VisionTransformer(nn.Module):
         patch_average: bool = False,
         norm: bool = True,
     ) -> Tensor:
-        """Class tokens of the last `blocks` blocks: (B, blocks * D).
+        """Compute the class tokens of the last `blocks` blocks: (B, blocks * D).
 
         With `patch_average` the mean of the last block's patches follows: D more. With `norm` the
         final norm is applied to every token.
@@ -222,13 +222,13 @@ class VisionTransformer(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def patch_tokens(self, images: Tensor) -> Tensor:
-        """Normalized patch tokens after the last block: (B, N, D)."""
+        """Compute the normalized patch tokens after the last block: (B, N, D)."""
         (tokens,) = self.block_outputs(images)
         patches: Tensor = self.norm(tokens[:, 1:])
         return patches
 
     def attention_maps(self, images: Tensor) -> Tensor:
-        """Attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
+        """Compute attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
         tokens = self.embed(images)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
         return weights
 
     def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens that enter the first block: (B, 1 + kept, D), class token first."""
+        """Make the tokens that enter the first block: (B, 1 + kept, D), class token first."""
         patches = self.patch_embed(images)
         positions = self.resized_pos_embed(*self.patch_embed.grid(*images.shape[-2:]))
         cls_position, patch_positions = positions[:, :1], positions[:, 1:]
@@ -250,7 +250,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([cls, patches], dim=1)
 
     def resized_pos_embed(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings for a grid of patches: (1, 1 + rows * columns, D).
+        """Resize the position embeddings to a grid of patches: (1, 1 + rows * columns, D).
 
         Bicubic without antialiasing, the class position untouched: the values of the official
         code, also for the grids on which that code crashes (14 to 29 for one) and for rectangular
@@ -264,7 +264,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
 
     def use_fused_attention(self, fused: bool) -> None:
-        """Choose between PyTorch's fused attention and plain matrix products: equal, not as fast.
+        """Choose PyTorch's fused attention or plain matrix products, with equal results.
 
         Fused is the default and the faster choice, but for bfloat16 on a CPU, whose fused backward
         pass takes three to five times as long.
@@ -273,14 +273,14 @@ class VisionTransformer(nn.Module):
             block.attn.fused_attn = fused
 
     def recompute_activations(self, recompute: bool) -> None:
-        """Keep only what enters each block, and compute the rest again in the backward pass.
+        """Keep only the input of each block, and recompute the rest in the backward pass.
 
         About a third more time for a fraction of the memory; the values are the same.
         """
         self._recompute = recompute
 
     def compile_blocks(self) -> None:
-        """Compile the blocks, for every shape that they meet, when they are first used.
+        """Compile the blocks when they are first used, for every shape that they meet.
 
         By block, as all blocks are alike and one is compiled in a fraction of the time of the
         whole; sharding and the exchange of gradients meet whole blocks, too. The last, of which
@@ -293,7 +293,7 @@ class VisionTransformer(nn.Module):
             block.compile(dynamic=False)
 
     def _last_cls(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Class token after the last block, (B, D); that block computes nothing else."""
+        """Compute the class token after the last block, (B, D), and no other token there."""
         tokens = self.embed(images, keep)
         recompute = self._recompute and torch.is_grad_enabled()
         for block in self.blocks[:-1]:
@@ -310,7 +310,7 @@ def build_encoder(
     drop_path_rate: float = 0.0,
     head: nn.Module | None = None,
 ) -> VisionTransformer:
-    """An encoder of one of the `ENCODERS` sizes or any other."""
+    """Build an encoder of one of the `ENCODERS` sizes or any other."""
     embed: PatchEmbed | ConvEmbed
     if size.patch_size is None:
         stages = [size.embed_dim // ratio for ratio in (8, 4, 2, 1)]
@@ -330,7 +330,10 @@ def build_encoder(
 
 
 def _init_official(module: nn.Module) -> None:
-    """Linear: normal .02 and zero bias. Convolution: Kaiming normal, fan-in. Norms: one, zero."""
+    """Initialize as in the official code: linear normal .02, convolution Kaiming normal, fan-in.
+
+    Biases of linear layers are zero; norms keep weight one and bias zero.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

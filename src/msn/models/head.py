@@ -8,7 +8,7 @@ from msn.models.batch_norm import BatchNorm
 
 
 def projection_head(in_dim: int, hidden_dim: int, out_dim: int, *, batch_norm: bool) -> nn.Module:
-    """Three linear layers with GELU, (B, in_dim) -> (B, out_dim) (paper appendix A.1).
+    """Build three linear layers with GELU: (B, in_dim) -> (B, out_dim) (paper appendix A.1).
 
     With `batch_norm` the two hidden layers are normalized over the batch, in training mode by the
     statistics of the call over all processes: random and focal views, passed in two calls, are

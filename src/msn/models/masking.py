@@ -31,7 +31,7 @@ class Masking:
 
 
 def kept_patches(num_patches: int, patch_drop: float) -> int:
-    """How many of `num_patches` stay when a share `patch_drop` is dropped.
+    """Count the patches, of `num_patches`, that stay when a share `patch_drop` is dropped.
 
     Computed as floor(N * (1. - drop)) in floating point, rounding errors included: 100 patches
     at drop .9 keep 9. Official checkpoints were trained with these counts.
@@ -76,7 +76,7 @@ def random_keep(
 
 
 def select(tokens: Tensor, keep: Tensor) -> Tensor:
-    """The kept patch tokens: (B, N, D) -> (B, kept, D), for either shape of `random_keep`."""
+    """Select the kept patch tokens: (B, N, D) -> (B, kept, D), for either shape of `keep`."""
     if keep.ndim == 1:
         return tokens.index_select(1, keep)
     return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

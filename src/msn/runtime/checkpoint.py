@@ -45,37 +45,37 @@ class Found(NamedTuple):
 
 
 def latest_path(folder: Path, tag: str) -> Path:
-    """The file that a run goes on from."""
+    """Give the path of the checkpoint that a run resumes from."""
     return folder / f"{tag}-latest.pth.tar"
 
 
 def best_path(folder: Path, tag: str) -> Path:
-    """The file with the classifiers of the best epoch, of a run that learns from labels."""
+    """Give the path of the best epoch's classifiers, of a run that learns from labels."""
     return folder / f"{tag}-best.pth.tar"
 
 
 def epoch_path(folder: Path, tag: str, epochs: int) -> Path:
-    """The file that is kept after a number of finished epochs."""
+    """Give the path of the checkpoint that is kept after a number of finished epochs."""
     return folder / f"{tag}-ep{epochs}.pth.tar"
 
 
 def trace_path(folder: Path, tag: str) -> Path:
-    """The Chrome trace of `--profile`."""
+    """Give the path of the Chrome trace that `--profile` writes."""
     return folder / f"{tag}-trace.json"
 
 
 def step_path(folder: Path, tag: str, step: int) -> Path:
-    """A save of before the latest one, after a number of finished steps."""
+    """Give the path of a checkpoint before the latest, made after a number of finished steps."""
     return folder / f"{tag}-step{step}.pth.tar"
 
 
 def lock_path(folder: Path, tag: str) -> Path:
-    """The file that says who is writing to the folder."""
+    """Give the path of the lock file, which says who is writing to the folder."""
     return folder / f"{tag}.lock"
 
 
 def config_path(folder: Path, tag: str) -> Path:
-    """The resolved config, written beside the run."""
+    """Give the path of the resolved config, written beside the run."""
     return folder / f"{tag}-config.yaml"
 
 
@@ -92,7 +92,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def save(path: Path, state: State) -> None:
-    """Write a checkpoint so that after a crash the old or the new file is whole.
+    """Write a checkpoint so that after a crash either the old or the new file is complete.
 
     Raises:
         UserError: the file could not be written; the previous one is as it was.
@@ -105,7 +105,7 @@ def save(path: Path, state: State) -> None:
 
 
 def save_latest(folder: Path, tag: str, state: State, *, before: int | None, keep: int) -> None:
-    """Replace the latest checkpoint; of those before, the `keep` - 1 newest stay, by their step.
+    """Replace the latest checkpoint, and keep the `keep` - 1 newest before it, named by step.
 
     Args:
         before: step of the one that is replaced, None if there is none.
@@ -128,7 +128,7 @@ def save_latest(folder: Path, tag: str, state: State, *, before: int | None, kee
 
 
 def load(path: Path, key: str | None = "target_encoder") -> State:
-    """Read a checkpoint onto the CPU. Only tensors and plain values are read, never code.
+    """Read a checkpoint onto the CPU: only tensors and plain values, never code.
 
     Args:
         path: of the file.
@@ -175,7 +175,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether it is a pickle to its end, or an archive with one in it; else it is damaged."""
+    """Tell whether a file is a pickle to its end or a zip archive; any other is damaged."""
     if zipfile.is_zipfile(path):
         return True
     try:
@@ -186,7 +186,9 @@ def _is_pickle(path: Path) -> bool:
 
 
 def newest_for_all(find: Callable[[], Found | None], read: Callable[[Path], Found]) -> Found | None:
-    """What `find` finds on rank 0, which the others `read`. All processes call this.
+    """Call `find` on rank 0, and `read` the checkpoint that it found on the other processes.
+
+    All processes call this.
 
     Raises:
         UserError: of this process, of what it looked for or read.
@@ -200,9 +202,9 @@ def newest_for_all(find: Callable[[], Found | None], read: Callable[[Path], Foun
 
 
 def load_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | None:
-    """The newest readable checkpoint of a run, or None if it has none.
+    """Read the newest readable checkpoint of a run; give None if it has no checkpoint.
 
-    A damaged newest file is moved aside (`.damaged`) and said; the one before is taken.
+    A damaged newest file is moved aside (`.damaged`) and logged; the one before is taken.
 
     Raises:
         UserError: there are checkpoints, but none that can be read. Nothing is moved then.
@@ -217,7 +219,7 @@ def load_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | 
 
 
 def peek_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | None:
-    """What `load_newest` would take; nothing is moved.
+    """Read the checkpoint that `load_newest` would take, without moving any file.
 
     Raises:
         UserError: there are checkpoints, but none that can be read.
@@ -228,7 +230,7 @@ def peek_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | 
 def _first_readable(
     folder: Path, tag: str, key: str
 ) -> tuple[Found | None, list[tuple[Path, UserError]]]:
-    """The newest checkpoint that can be read, and those before it that cannot."""
+    """Read the newest readable checkpoint, and list those tried before it with their errors."""
     damaged: list[tuple[Path, UserError]] = []
     for path in _newest_first(folder, tag):
         try:
@@ -249,7 +251,7 @@ def load_weights(
     optional: str | None = None,
     finite: bool = True,
 ) -> None:
-    """Load a state dict strictly; what wrappers of modules add to names is dropped.
+    """Load a state dict strictly, dropping what wrappers of modules add to names.
 
     Of the names that begin with `optional` all may be missing: the module keeps its own.
 
@@ -275,7 +277,7 @@ def load_weights(
 
 
 def require_fit(value: Any, own: Tensor, path: Path, key: str) -> None:
-    """Refuse what cannot be loaded into the model's own tensor; None passes.
+    """Refuse a value that cannot be loaded into the model's own tensor; None passes.
 
     Raises:
         UserError: it is of another shape, or no finite tensor of the type.
@@ -290,13 +292,13 @@ def require_fit(value: Any, own: Tensor, path: Path, key: str) -> None:
 
 @torch.no_grad()
 def load_tensor(tensor: Tensor | None, own: Tensor) -> None:
-    """Copy a whole tensor into the model's own, held as it is; None leaves it alone."""
+    """Copy a full tensor into the model's own, sharded if that is; None leaves it unchanged."""
     if tensor is not None:
         own.copy_(sharding.shared_out(tensor, own))
 
 
 def state_dict(value: Any, where: str) -> dict[str, Tensor]:
-    """`value`, if it is a state dict, without what `WRAPPERS` add to its names.
+    """Check that `value` is a state dict; give it without what `WRAPPERS` add to its names.
 
     Raises:
         UserError: it is not; `where` says what was looked at.
@@ -314,7 +316,7 @@ def state_dict(value: Any, where: str) -> dict[str, Tensor]:
 
 
 def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, unknown or of another shape in `given`."""
+    """List what is missing, unknown or of another shape in `given`."""
     problems = [f"{name} missing" for name in expected if name not in given]
     problems += [f"{shown(name)} unknown" for name in given if name not in expected]
     problems += [
@@ -326,19 +328,19 @@ def differences(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def listed(problems: list[str]) -> str:
-    """The first of them, and how many more there are."""
+    """Join the first five problems into one line that says how many more there are."""
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     return "; ".join(problems[:5]) + more
 
 
 def shown(name: object) -> str:
-    """A name or value of a file, which may be anything, in a few printable characters."""
+    """Shorten a name or value of a file, which may be anything, to a few printable characters."""
     text = printable(str(name))
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
-    """The error for weights that are of another model."""
+    """Build the error for weights that are of another model."""
     return UserError(
         f"{path}: '{key}' is of another model: {listed(problems)};"
         " give the config (meta, criterion.num_proto, data sizes) that it was trained with"
@@ -346,14 +348,14 @@ def mismatch(path: Path, key: str, problems: list[str]) -> UserError:
 
 
 def unusable(path: Path, key: str, problem: str) -> UserError:
-    """The error for weights that no model can have."""
+    """Build the error for weights that no model can have."""
     return UserError(
         f"{path}: '{key}' cannot be used: {problem}; take another file, such as an earlier save"
     )
 
 
 def _load_plain(path: Path) -> Any:
-    """What a file of torch holds: tensors and plain values, and the options of other programs."""
+    """Read a file of torch: tensors, plain values, and the argparse options of other programs."""
     options: list[Any] = [(SimpleNamespace, "argparse.Namespace")]
     with warnings.catch_warnings(), torch.serialization.safe_globals(options):
         warnings.simplefilter("ignore")  # of old forms of files and tensors, for programmers
@@ -367,7 +369,7 @@ def _newest_first(folder: Path, tag: str) -> list[Path]:
 
 
 def _numbered(folder: Path, tag: str, kind: str) -> list[Path]:
-    """Files `TAG-KINDn`, the largest n first."""
+    """List the files `TAG-KINDn.pth.tar`, the largest n first."""
     numbered = []
     for path in folder.glob("*.pth.tar"):
         match = re.fullmatch(re.escape(f"{tag}-{kind}") + r"(\d+)\.pth\.tar", path.name)

@@ -25,22 +25,22 @@ Value = TypeVar("Value")
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Give the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Give the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mean(x: Tensor) -> Tensor:
-    """Mean of `x`, of one shape everywhere, over the processes; with gradient."""
+    """Average `x`, which has one shape everywhere, over the processes; with gradient."""
     return x if world_size() == 1 else _Mean.apply(x)
 
 
 def log_mean_exp(x: Tensor) -> Tensor:
-    """log of the mean over the processes of exp(x), also where exp(x) underflows; with gradient."""
+    """Compute log(mean(exp(x))) over the processes, even if exp(x) underflows; with gradient."""
     if world_size() == 1:
         return x
     largest = x.detach().clone()
@@ -49,7 +49,7 @@ def log_mean_exp(x: Tensor) -> Tensor:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes (B, ...) -> (world_size * B, ...), by rank; without gradient."""
+    """Gather all processes' rows, (B, ...) -> (world_size * B, ...), by rank; without gradient."""
     if world_size() == 1:
         return x.detach()
     rows = x.detach().contiguous()
@@ -60,10 +60,11 @@ def gather(x: Tensor) -> Tensor:
 
 
 def replicated(module: nn.Module) -> nn.Module:
-    """The module, such that several processes start from rank 0's weights and average gradients.
+    """Wrap a module so that processes start from rank 0's weights and average gradients.
 
-    To call: state and parameters are those of the module that was given. Gradients are exchanged
-    while the backward pass is under way; for what has none, such as MSN's target, nothing is.
+    The result is to be called: state and parameters are those of the module that was given.
+    Gradients are exchanged while the backward pass is under way; for what has none, such as MSN's
+    target, nothing is.
     """
     if world_size() == 1:
         return module
@@ -77,14 +78,14 @@ def replicated(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _old_names() -> Iterator[None]:
-    """Use names that the newest torch warns of: the new ones are not in torch 2.11."""
+    """Silence warnings of names that the newest torch deprecates: 2.11 lacks the new ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def not_exchanging(replica: nn.Module) -> AbstractContextManager[None]:
-    """While gradients of several batches are summed: only those of the last are exchanged."""
+    """Suspend the exchange of gradients, for all but the last of the batches that are summed."""
     if isinstance(replica, nn.parallel.DistributedDataParallel):
         return replica.no_sync()
     return contextlib.nullcontext()
@@ -109,7 +110,7 @@ def _averaged(x: Tensor) -> Tensor:
 
 
 def of_rank_0(value: Value) -> Value:
-    """What rank 0 gives, on every process."""
+    """Broadcast rank 0's value to every process."""
     if world_size() == 1:
         return value
     box = [value]
@@ -118,7 +119,7 @@ def of_rank_0(value: Value) -> Value:
 
 
 def of_all(value: Value) -> list[Value]:
-    """The value that each process gives, by rank."""
+    """Gather the values of all processes, by rank, on every process."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -127,7 +128,7 @@ def of_all(value: Value) -> list[Value]:
 
 
 def sharing_cores() -> int:
-    """How many processes, this one included, run on cores of this one."""
+    """Count the processes, this one included, that run on cores of this one."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
     places = of_all((socket.gethostname(), cores))
     host, _ = places[rank()]
@@ -136,7 +137,9 @@ def sharing_cores() -> int:
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """Leave this block well on all processes, or with an error on all. No collectives inside.
+    """Leave this block without error on all processes, or with an error on all.
+
+    The block must not call collectives.
 
     Raises:
         UserError: of this process.
@@ -170,7 +173,10 @@ class Ballot:
         self._count: tuple[Tensor, Any] | None = None
 
     def vote(self, stop: int) -> int:
-        """Give this process's signal, or 0; the one of the vote before. Every process votes."""
+        """Vote for this process's signal, or 0, and give the result of the vote before.
+
+        Every process votes. A process that is alone gets its own vote at once.
+        """
         if world_size() == 1:
             return stop
         stopping = self.close()
@@ -180,7 +186,7 @@ class Ballot:
         return stopping
 
     def close(self) -> int:
-        """Wait for the vote that is still being counted, if there is one; its result."""
+        """Wait for the vote still being counted, and give its result; without one, give 0."""
         if self._count is None:
             return 0
         (wish, work), self._count = self._count, None

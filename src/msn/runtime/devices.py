@@ -18,8 +18,9 @@ SMALL = 10**8  # products: some 10 ms of one thread
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name; for "cuda" this process's GPU of the machine, for "auto" also the
-    CPU if there is none.
+    """Choose the device that a name stands for: cpu, cuda, cuda:NUMBER or auto.
+
+    "cuda" is this process's GPU of the machine; "auto" is that too, or the CPU if there is no GPU.
 
     Raises:
         UserError: there is no such device.
@@ -93,7 +94,7 @@ def threads_for(products: int) -> Iterator[None]:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast: asked for, or `auto` and the hardware multiplies bfloat16 natively."""
+    """Tell whether to autocast: if asked to, or on `auto` where hardware has native bfloat16."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -56,13 +56,13 @@ class World:
         return f"rank {self.rank} of {self.size} on {socket.gethostname()}"
 
     def variables(self) -> dict[str, str]:
-        """The environment that `find_world` reads this world from."""
+        """Give the environment variables that `find_world` reads this world from."""
         values = (self.rank, self.size, self.local_rank, self.address, self.port)
         return {name: str(value) for name, value in zip(VARIABLES, values, strict=True)}
 
 
 def find_world(environment: Mapping[str, str] = os.environ) -> World:
-    """The world that the environment describes; of one process if it describes none.
+    """Read the world that the environment describes; it is of one process if none is described.
 
     Raises:
         UserError: the description is partial or contradicts itself.
@@ -143,7 +143,7 @@ def joined(
     patience: float,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[None]:
-    """Be one of the processes of a run; inside, collectives work.
+    """Join the processes of a run, so that collectives work inside the block.
 
     Args:
         world: from `find_world`.
@@ -185,7 +185,7 @@ def joined(
 
 
 def _unanswered(store: Any, world: World, patience: float) -> str:
-    """What to say of the processes for which the others, which all come here, wait in vain."""
+    """Compose the message that names the processes for which all others have waited in vain."""
     limit = min(ROLL_CALL, patience / 2)
     hall = PrefixStore("roll call", store)
     missing = list(range(world.size))
@@ -211,7 +211,7 @@ def _unanswered(store: Any, world: World, patience: float) -> str:
 def _meet(
     world: World, identity: dict[str, Any], timeout: float, clock: Callable[[], float]
 ) -> Any:
-    """The store of the run, once all processes are there and are what they should be."""
+    """Connect to the run's store, and wait until all processes are there and belong together."""
     place = f"{world.address}:{world.port}"
     listener = _listen(world) if world.serves else None
     if not listener:
@@ -253,7 +253,7 @@ def _meet(
 
 
 def _listen(world: World) -> socket.socket:
-    """Open the port of the run."""
+    """Open the port where rank 0 meets the other processes of the run."""
     try:
         if socket.has_dualstack_ipv6():
             address = ("", world.port)
@@ -287,7 +287,7 @@ def _wait_for_port(world: World, timeout: float) -> None:
 
 
 def _introduce(hall: Any, world: World, identity: dict[str, Any], timeout: float) -> None:
-    """Take one's place, compare with rank 0, and wait until all have done so."""
+    """Claim this process's rank, compare its identity with rank 0's, and wait for all to do so."""
     if hall.add(f"place {world.rank}", 1) > 1:
         _refuse(hall, world, f"{world}: another process has the same RANK; give each its own")
     own = json.dumps(identity, sort_keys=True)
@@ -301,7 +301,7 @@ def _introduce(hall: Any, world: World, identity: dict[str, Any], timeout: float
 
 
 def _compare_clocks(hall: Any, world: World, clock: Callable[[], float], timeout: float) -> None:
-    """All are here now, so their clocks should show about the same."""
+    """Compare this process's clock with rank 0's, and refuse to go on where they differ much."""
     if world.rank == 0:
         hall.set("clock", str(clock()))
     skew = clock() - float(hall.get("clock"))
@@ -332,7 +332,7 @@ def _refuse(hall: Any, world: World, message: str) -> None:
 
 
 def job_name() -> str:
-    """The SLURM job that this is, which keeps its name when it is queued again; or nothing."""
+    """Name this process's SLURM job, the same after a requeue; outside SLURM the name is empty."""
     number = os.environ.get("SLURM_JOB_ID")
     return f"SLURM job {number}" if number else ""
 

@@ -37,5 +37,5 @@ class PeerLost(UserError):
 
 
 def printable(text: str) -> str:
-    """One line of printable characters: a file name may hold anything."""
+    """Escape a text to one line of printable characters: a file name may hold anything."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def prepare_place(path: Path, *, folder: bool = False) -> None:
-    """Create the folder that a file goes into, or refuse it before the work for its content.
+    """Create the folder that a file goes into, or refuse the path before any work on its content.
 
     Args:
         folder: it is a folder, made as by `new_folder`.
@@ -69,7 +69,7 @@ def prepare_place(path: Path, *, folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file to read its bytes, and nothing else: a pipe or a device might never end.
+    """Open a regular file to read its bytes; refuse a pipe or a device, which might never end.
 
     Raises:
         OSError: it cannot be opened, or is no regular file; strerror says which.
@@ -81,7 +81,7 @@ def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON for people and programs, whole or not at all.
+    """Write a value as JSON for people and programs, completely or not at all.
 
     Raises:
         UserError: the file cannot be written.
@@ -92,7 +92,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder so that `path` is there whole or not at all.
+    """Fill a folder so that `path` is there completely or not at all.
 
     Gives a temporary folder beside it, which becomes `path` if the context ends without error.
 

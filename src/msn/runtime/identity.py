@@ -8,12 +8,12 @@ import torch
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """Config, code and library of a process, as plain values."""
+    """Describe a process by its config, code and version of torch, as plain values."""
     return {"config": config, "code": code_version(), "torch": str(torch.__version__)}
 
 
 def code_version() -> str:
-    """Hash of this package's source files."""
+    """Compute a hash of this package's source files."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -23,7 +23,7 @@ def code_version() -> str:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys whose value differs between two nested dicts, as 'section.key: old -> new'."""
+    """List the keys whose values differ between two nested dicts, as 'section.key: old -> new'."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
@@ -35,7 +35,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """As `changes`, but for keys that `old` was written without, unless `given` has them.
+    """List keys as `changes` does, but skip those that `old` lacks unless `given` has them.
 
     A key that is younger than a file stands for what was done before, as long as it is left out.
     """

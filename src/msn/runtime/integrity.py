@@ -28,7 +28,7 @@ _UNREADABLE = (
 
 
 def digest(state: Any) -> str:
-    """Checksum of the names, types, shapes and bytes of all tensors in a nested state."""
+    """Compute a checksum of names, types, shapes and bytes of all tensors in a nested state."""
     value = 0
     for name, tensor in _tensors(state, ""):
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
@@ -38,7 +38,7 @@ def digest(state: Any) -> str:
 
 
 def has_its_digest(state: dict[Any, Any]) -> bool:
-    """Whether the tensors are those that the digest among them is of; True if there is none."""
+    """Tell whether a checkpoint's tensors match the digest that it carries; True without one."""
     expected = state.get(KEY)
     if not isinstance(expected, str) or not expected.startswith(_ALGORITHM):
         return True
@@ -52,7 +52,7 @@ def has_its_digest(state: dict[Any, Any]) -> bool:
 
 
 def has_its_sums(path: Path) -> bool:
-    """Whether all parts of a zip archive, as torch writes, have the sums that are noted in it.
+    """Tell whether all parts of a zip archive, as torch writes, match the checksums noted in it.
 
     torch itself does not look at them. True for what is no archive.
     """
@@ -66,7 +66,7 @@ def has_its_sums(path: Path) -> bool:
 
 
 def sizes(tensors: Iterable[Tensor]) -> tuple[int, int]:
-    """Bytes that tensors claim, and that are stored for them: fewer, where values are repeated.
+    """Count the bytes that tensors claim and those stored for them: fewer if values are repeated.
 
     Tensors that are not dense count for nothing.
     """
@@ -80,12 +80,12 @@ def sizes(tensors: Iterable[Tensor]) -> tuple[int, int]:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor holds all its numbers: it is not sparse, nested or without values."""
+    """Tell whether a tensor holds all its numbers: it is not sparse, nested or without values."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
 
 
 def unfit(value: Any, shape: Sequence[int], dtype: torch.dtype, *, finite: bool) -> str | None:
-    """Why something cannot be a dense tensor of this shape and type, None if it can."""
+    """Say why a value cannot be a dense tensor of this shape and type; give None if it can."""
     if not isinstance(value, Tensor):
         return f"is {value!r:.40} and must be a tensor"
     if value.layout != torch.strided or value.device.type != "cpu":
@@ -100,7 +100,7 @@ def unfit(value: Any, shape: Sequence[int], dtype: torch.dtype, *, finite: bool)
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether each number is: NaN and infinity show in the extremes, which are found quickly."""
+    """Tell whether all numbers are finite, from the extremes: NaN and infinity show in them."""
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 

@@ -23,7 +23,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
-    """A generator whose draws depend on nothing but its arguments.
+    """Build a generator whose draws depend on nothing but its arguments.
 
     Args:
         seed: the seed of the run, 0 <= seed < 2**64.
@@ -42,5 +42,5 @@ def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
 
 
 def seed64(seed: int, stream: Stream, *counters: int) -> int:
-    """A 63-bit seed for a `torch.Generator`, keyed as in `generator`."""
+    """Draw a 63-bit seed for a `torch.Generator`, keyed as in `generator`."""
     return int(generator(seed, stream, *counters).integers(2**63))

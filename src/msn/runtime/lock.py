@@ -17,10 +17,11 @@ SHARED_WITHIN = 30.0  # seconds that a network file system may take to show a ne
 
 @contextlib.contextmanager
 def locked(path: Path, *, job: str, patience: float = 60.0) -> Iterator[str]:
-    """Hold the lock file `path`; gives what is written in it. The system lets go at any death.
+    """Hold the lock file `path` during a block, and give what is written in it.
 
-    It holds between the nodes of a network file system too, and whoever reads the file does not
-    loosen it. No process that is forked meanwhile holds it on.
+    The system releases the lock however the process ends. It holds between the nodes of a network
+    file system too, and whoever reads the file does not loosen it. No process that is forked
+    meanwhile holds it on.
 
     Args:
         job: what runs here, e.g. a SLURM job; may be empty.
@@ -57,7 +58,7 @@ def _acquire(lock: FileLock, path: Path, job: str, deadline: float) -> None:
 
 
 def require_shared(path: Path, content: str) -> None:
-    """See the lock that rank 0 holds.
+    """Wait until this process sees the lock file that rank 0 holds.
 
     Raises:
         UserError: it does not show up: the folder is not shared between the machines.

@@ -14,7 +14,7 @@ logger = logging.getLogger("msn")
 
 
 def show() -> None:
-    """Print what is logged to stdout, as the command line does. Calling it again does nothing."""
+    """Print what is logged to stdout, as the command line does; calling it again does nothing."""
     if not any(handler.get_name() == SHOWN for handler in logger.handlers):
         handler = _Stdout()
         handler.set_name(SHOWN)
@@ -41,7 +41,7 @@ class _Formatter(logging.Formatter):
 
 
 def _of_rank_0(record: logging.LogRecord) -> bool:
-    """Whether this process speaks for all."""
+    """Tell whether this process is rank 0, which logs for all."""
     from msn.runtime import collectives  # torch comes along
 
     return collectives.rank() == 0

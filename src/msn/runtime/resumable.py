@@ -20,7 +20,7 @@ NOT_NEGATIVE = frozenset({"step", "exp_avg_sq"})  # of an optimizer's moments
 
 
 def whole_number(found: Found, key: str, least: int = 0) -> int:
-    """A counter of the checkpoint.
+    """Read a counter, such as the number of finished steps, from a checkpoint.
 
     Raises:
         UserError: it is missing, no whole number, or too small.
@@ -32,7 +32,7 @@ def whole_number(found: Found, key: str, least: int = 0) -> int:
 
 
 def config_changes(found: Found, config: BaseModel) -> list[str]:
-    """Keys whose value is another one than the run had so far, as 'section.key: old -> new'.
+    """List the config keys that differ from the run's so far, as 'section.key: old -> new'.
 
     Raises:
         UserError: the checkpoint's config is missing, or none.
@@ -47,7 +47,7 @@ def config_changes(found: Found, config: BaseModel) -> list[str]:
 def moments(
     found: Found, optimizer: torch.optim.Optimizer, names: Sequence[str], *, finite: bool = True
 ) -> State:
-    """What `optimizer.load_state_dict` takes: the moments of the checkpoint, the run's settings.
+    """Build what `optimizer.load_state_dict` takes: the checkpoint's moments, the run's settings.
 
     Args:
         found: with the optimizer's state under `opt`.
@@ -80,7 +80,7 @@ def moments(
 
 
 def refusal(found: Found, key: str, problem: str) -> UserError:
-    """The error for a checkpoint that a run cannot go on from."""
+    """Build the error for a checkpoint that a run cannot resume from."""
     return UserError(
         f"{found.path}: '{key}' {problem}; give the config of the run that it is of, or move the"
         " file away to go on from the one before it"
@@ -88,7 +88,7 @@ def refusal(found: Found, key: str, problem: str) -> UserError:
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is made of what a config file is made of."""
+    """Tell whether a value is made of what a config file is made of."""
     if isinstance(value, dict):
         named = all(isinstance(key, str) for key in value)
         return named and depth < DEPTH and all(_is_plain(v, depth + 1) for v in value.values())
@@ -112,7 +112,7 @@ def _groups(given: Any, own: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _alike(given: Any, own: Any) -> bool:
-    """Whether two settings of an optimizer are of a kind; None is of any."""
+    """Tell whether two settings of an optimizer are of the same kind; None is of any."""
     if given is None or own is None:
         return True
     if isinstance(own, (list, tuple)):
@@ -143,7 +143,7 @@ def _moments(
 
 
 def _taken(value: Tensor, name: str, parameter: Tensor) -> Tensor:
-    """Memory of its own, laid out as the parameter is: a fused optimizer counts on that."""
+    """Copy a moment, laid out as its parameter is: a fused optimizer counts on that."""
     if name == "step":
         return value.clone()
     own = torch.empty_strided(parameter.shape, parameter.stride(), dtype=value.dtype)

@@ -21,7 +21,7 @@ from msn.runtime.errors import UserError
 
 
 def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device) -> None:
-    """Share out a model's weights, block by block, in place; each share goes to its device.
+    """Shard a model's weights in place, block by block; each shard goes to its device.
 
     Args:
         model: equal on all processes, on the CPU, so that no device ever holds the whole.
@@ -47,17 +47,17 @@ def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether each process holds a share of the weights only."""
+    """Tell whether each process holds only a shard of the weights."""
     return isinstance(module, FSDPModule)
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The tensor whole, on every process. All of them call this."""
+    """Gather a full tensor on every process; all of them call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(value: Any) -> Any:
-    """A nested state whose tensors are whole: those that were shared out, on the CPU of rank 0.
+    """Gather the full tensors of a nested state: those that are sharded, on the CPU of rank 0.
 
     All processes call this; to the others such a tensor is empty.
     """
@@ -70,7 +70,7 @@ def whole(value: Any) -> Any:
 
 
 def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that every process has, held as `like` is: a share of it, or all."""
+    """Shard a full tensor, which every process has, as `like` is; leave it full if `like` is."""
     if not isinstance(like, DTensor):
         return tensor
     mesh, placements = like.device_mesh, like.placements

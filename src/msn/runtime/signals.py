@@ -19,7 +19,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Note signals, to be read at step boundaries. A second one of a kind is immediate."""
+    """Note signals to stop, to be read at step boundaries; a second of a kind acts at once."""
     stop = Stop()
 
     def request(number: int, frame: FrameType | None) -> None:

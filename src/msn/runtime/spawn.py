@@ -38,7 +38,7 @@ class Member:
     overdue: bool = False
 
     def send(self, number: int) -> None:
-        """Send a signal, if the process is still there; to be killed, its own children come too."""
+        """Send a signal to the process if it still runs; SIGKILL goes to its children too."""
         with contextlib.suppress(ProcessLookupError):
             if self.process.poll() is not None:
                 return
@@ -48,7 +48,7 @@ class Member:
                 self.process.send_signal(number)
 
     def listen(self) -> None:
-        """Collect stderr until it ends; that of rank 0 is shown at once."""
+        """Collect the process's stderr until it ends; rank 0's is shown at once."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.errors.append(line)
@@ -65,7 +65,7 @@ class Asked:
     deadline: float = math.inf
 
     def again(self, number: int) -> None:
-        """Note one more signal."""
+        """Note one more signal, and the deadline if it sets one."""
         limit = AGAIN_GRACE if number in self.numbers else STOP_GRACE
         if number in self.numbers or number == signal.SIGTERM:
             self.deadline = min(self.deadline, time.monotonic() + limit)
@@ -73,7 +73,7 @@ class Asked:
 
 
 def spawn(arguments: Sequence[str], devices: Sequence[str]) -> int:
-    """Run `msn ARGUMENTS --devices DEVICE` once for each device; the exit code of the whole.
+    """Run `msn ARGUMENTS --devices DEVICE` once for each device, and give one exit code for all.
 
     If one fails the others are ended, and its error is the last on the screen. SIGINT, SIGTERM and
     SIGUSR2 are passed on, and wake who was stopped; what has not ended some time after SIGTERM, or
@@ -142,7 +142,7 @@ def _signals_passed_to(members: list[Member]) -> Iterator[Asked]:
 
 
 def _first_to_fail(members: list[Member], asked: Asked) -> Member | None:
-    """Wait until all have ended well, or one has failed or is overdue; the one that did or is."""
+    """Wait until all have ended well, or one has failed or is overdue, and give that one."""
     patience = math.inf
     while True:
         codes = [member.process.poll() for member in members]
@@ -180,7 +180,7 @@ def _end(members: list[Member], asked: Asked) -> None:
 
 
 def _last_words(first: Member) -> int:
-    """Show the error of the process that failed first, if it is not on the screen; its code."""
+    """Show the first failed process's error if it is not on the screen; give its exit code."""
     code = first.process.returncode
     text = "".join(first.errors)
     if code < 0:

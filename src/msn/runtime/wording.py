@@ -10,7 +10,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def aligned(facts: Iterable[tuple[str, str]]) -> str:
-    """Write (name, fact) pairs, one a line, the facts below each other."""
+    """Write (name, fact) pairs, one a line, with the facts aligned below each other."""
     lines = list(facts)
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name.ljust(width)}  {fact}" for name, fact in lines)

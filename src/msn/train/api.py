@@ -27,7 +27,7 @@ def pretrain(
     device: str = "auto",
     method: type[Method] | None = None,
 ) -> Path:
-    """Pre-train, or go on with a run that was interrupted, in this process.
+    """Pre-train in this process, or resume a run that was interrupted.
 
     What it says goes to the logger "msn": `logging.basicConfig(level="INFO")` shows it.
 

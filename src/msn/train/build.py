@@ -50,12 +50,12 @@ class Batch:
 
     @property
     def own(self) -> int:
-        """Images of one process."""
+        """Number of images of one process in a step."""
         return self.micro * self.accumulate
 
     @property
     def total(self) -> int:
-        """Images of a step: the global batch."""
+        """Number of images in a step over all processes: the global batch size."""
         return self.own * self.processes
 
     def __str__(self) -> str:
@@ -104,11 +104,11 @@ class Parts:
     total_steps: int
 
     def built_anew(self, config: Config) -> Method:
-        """Build the untrained method once more, on the CPU."""
+        """Build the method once more, with its initial weights, on the CPU."""
         return build_model(type(self.model), config, self.source.channels, self.steps_per_epoch)
 
     def replicated(self) -> "Parts":
-        """The parts with the model replicated over all processes, unless it is shared out."""
+        """Replicate the model over all processes for data parallelism, unless it is sharded."""
         if sharding.is_sharded(self.model):
             return self
         return replace(self, replica=collectives.replicated(self.model))
@@ -120,7 +120,7 @@ def build_parts(
     method: type[Method] | None = None,
     processes: int | None = None,
 ) -> Parts:
-    """Build a run, checking first what is cheap to check.
+    """Build all parts of a run, checking first what is cheap to check.
 
     Args:
         config: of the run.
@@ -168,7 +168,7 @@ def build_parts(
 
 
 def share_out(config: Config, processes: int) -> Batch:
-    """How so many processes share the images of a step.
+    """Divide the images of a step among a number of processes.
 
     Raises:
         UserError: the global batch that is asked for cannot be shared out evenly.
@@ -188,7 +188,7 @@ def share_out(config: Config, processes: int) -> Batch:
 
 
 def steps_per_epoch(batch: Batch, images: int) -> int:
-    """Whole batches in an epoch of so many images.
+    """Count the full batches in an epoch over a number of images.
 
     Raises:
         UserError: there are fewer images than one batch takes.
@@ -202,7 +202,7 @@ def steps_per_epoch(batch: Batch, images: int) -> int:
 
 
 def local_copy(data: Data) -> Data:
-    """The `data` section with its images on local disk, copied there if need be."""
+    """Give the `data` section with its images on local disk, copied there if necessary."""
     if not data.root_path:
         return data
     place = Path(data.root_path) / data.image_folder
@@ -212,7 +212,7 @@ def local_copy(data: Data) -> Data:
 
 
 def build_schedules(config: Config, steps_per_epoch: int) -> Schedules:
-    """Give the official schedules of the optimizer, over a horizon of whole steps."""
+    """Build the official schedules of learning rate and weight decay, in whole steps."""
     opt = config.optimization
     horizon = int(opt.horizon(steps_per_epoch))
     return Schedules(
@@ -233,7 +233,7 @@ def build_schedules(config: Config, steps_per_epoch: int) -> Schedules:
 def build_model(
     method: type[Method], config: Config, channels: int, steps_per_epoch: int
 ) -> Method:
-    """Build the method on the CPU; the same weights for the same seed."""
+    """Build the method on the CPU; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(config.meta.seed, Stream.INIT))
         return method.build(config, channels, steps_per_epoch)

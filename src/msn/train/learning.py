@@ -34,17 +34,17 @@ TOPS = ("top1", "top5")
 
 
 def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
-    """Run, resume or only measure the linear evaluation of a config, see `learn`."""
+    """Run, resume or only measure the linear evaluation of a config (see `learn`)."""
     return learn(config, *linear.prepare(config, device))
 
 
 def finetune(config: FinetuneConfig, device: torch.device) -> Result:
-    """Run, resume or only measure the fine-tuning of a config, see `learn`."""
+    """Run, resume or only measure the fine-tuning of a config (see `learn`)."""
     return learn(config, *finetuning.prepare(config, device))
 
 
 def learn(config: EvaluationFile, job: Job, learner: Learner) -> Result:
-    """Train from where the run was left; with `meta.training: false` only measure its best.
+    """Train or resume; with `meta.training: false` only measure the best checkpoint.
 
     Raises:
         UserError: the checkpoint is of another run, another run holds the folder, or an image
@@ -106,7 +106,7 @@ class Learning:
         self.losses = self.learner.train_step(images, labels, step)
 
     def require_finite(self, step: int) -> None:
-        """Stop if there is no classifier left whose loss is finite. Waits for the device.
+        """Stop if no classifier has a finite loss anymore. Waits for the device.
 
         Raises:
             RunError: says at which step, and what to do.
@@ -154,7 +154,7 @@ class Learning:
         }
 
     def copies(self, done: int) -> list[Path]:
-        """Name the file of the best epoch, after an epoch that is it."""
+        """Name the file of the best epoch if the epoch that just ended is the best so far."""
         ends = done % self.steps_per_epoch == 0
         best = ends and best_epoch(self.epochs) == len(self.epochs)
         return [best_path(self.config)] if best else []
@@ -174,7 +174,7 @@ class Learning:
 def training_batches(
     config: EvaluationFile, job: Job, start: int, workers: int = 0
 ) -> Iterator[Batch]:
-    """Give the batches of this process for all steps from `start` on."""
+    """Load the batches of this process for all steps from `start` on."""
     order = Order(
         length=len(job.train),
         batch_size=job.batch_size,
@@ -222,7 +222,7 @@ def _watched(batches: Iterator[Batch], met: list[Bad]) -> Iterator[Batch]:
 
 
 def measure_best(task: Learning) -> Result:
-    """Measure the best checkpoint of the run again, write nothing."""
+    """Measure the best checkpoint of the run again, without writing anything."""
     path = best_path(task.config)
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint to measure; set meta.training: true first")

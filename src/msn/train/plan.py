@@ -17,7 +17,9 @@ RECIPE = Optimization.model_fields["lr"].default
 
 
 def describe(config: Config, device: torch.device, processes: int = 1) -> str:
-    """The plan as text, one fact a line. Reads the list of images, builds no real weights.
+    """Describe what a run would do, one fact a line, without building real weights.
+
+    It reads the list of images.
 
     Raises:
         UserError: the images that the config names are not there.
@@ -40,7 +42,7 @@ def describe(config: Config, device: torch.device, processes: int = 1) -> str:
 
 
 def facts(config: Config, parts: Parts, device: torch.device, start: str) -> list[Fact]:
-    """What a run is: said first by the run itself, and by its dry run.
+    """List the facts about a run, as the run and its dry run print them.
 
     Args:
         config: of the run.
@@ -62,7 +64,7 @@ def facts(config: Config, parts: Parts, device: torch.device, start: str) -> lis
 
 
 def notes(config: Config, parts: Parts) -> list[str]:
-    """What is probably not meant; the run goes on all the same."""
+    """List settings that are probably a mistake, though the run goes on with them."""
     opt, total = config.optimization, parts.batch.total
     found = []
     if opt.warmup > opt.epochs / 10:
@@ -79,7 +81,7 @@ def notes(config: Config, parts: Parts) -> list[str]:
 
 
 def schedule_lines(schedules: Schedules, config: Config, steps: int) -> list[Fact]:
-    """Values at the first and last step, and of the learning rate at its peak."""
+    """List learning rate and weight decay at the first and last step, and the peak rate."""
     last = steps * config.optimization.epochs
     peak = max(1, int(config.optimization.warmup * steps))
     rate, decay = schedules.learning_rate, schedules.weight_decay
@@ -91,7 +93,7 @@ def schedule_lines(schedules: Schedules, config: Config, steps: int) -> list[Fac
 
 
 def cost_lines(cost: Cost, batch: Batch, steps: int, *, bf16: bool) -> list[Fact]:
-    """Arithmetic and memory."""
+    """List floating-point operations and activation memory."""
     per_epoch = cost.flops * steps * batch.total
     memory = batch.micro * cost.activation_bytes
     precision = "bf16" if bf16 else "fp32"

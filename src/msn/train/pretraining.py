@@ -27,7 +27,7 @@ from msn.train.trainer import run_task
 
 
 def pretrain(config: Config, device: torch.device, method: type[Method] | None = None) -> None:
-    """Run the experiment of a config to its end, or on from where it was interrupted.
+    """Run the pre-training of a config to its end, resuming it if it was interrupted.
 
     Args:
         config: of the run.
@@ -126,7 +126,7 @@ class Pretraining:
         return run_state(self.config, self.parts, float(self.result.loss), done)
 
     def copies(self, done: int) -> list[Path]:
-        """Name the numbered checkpoint, where one is kept after so many steps."""
+        """Name the numbered checkpoint if one is due after this many steps."""
         epochs, inside = divmod(done, self.steps_per_epoch)
         frequency = self.config.logging.checkpoint_freq
         early = epochs < frequency and epochs % 10 == 0
@@ -149,7 +149,7 @@ class Pretraining:
 
 
 def batches(config: Config, parts: Parts, start: int, workers: int = 0) -> Iterator[Batch]:
-    """Give the batches of all steps from `start` on, on the device."""
+    """Load the batches of all steps from `start` on, on the device."""
     order = Order(
         length=len(parts.source),
         batch_size=parts.batch.own,
@@ -170,7 +170,7 @@ def batches(config: Config, parts: Parts, start: int, workers: int = 0) -> Itera
 
 
 def run_state(config: Config, parts: Parts, loss: float, done: int) -> checkpoint.State:
-    """Give all that a run needs to resume: the method's weights, the official keys and ours."""
+    """Collect all that a run needs to resume: weights, optimizer, official keys and our own."""
     return {
         **whole(parts.model.state()),
         "opt": whole(parts.optimizer.state_dict()),
@@ -189,12 +189,12 @@ def run_state(config: Config, parts: Parts, loss: float, done: int) -> checkpoin
 
 
 def log_columns(method: Method) -> tuple[str, ...]:
-    """List the columns of the table of steps: the loop's, and those of the method."""
+    """List the columns of the table of steps: the loop's and the method's."""
     return method.COLUMNS or (*COLUMNS, *method.hyperparameters(0), *method.METRICS)
 
 
 def require_finite(config: Config, parts: Parts, result: StepResult) -> None:
-    """Stop the run if a loss or gradient norm was not finite; the weights are those before it.
+    """Stop the run if a loss or gradient norm was not finite; that step changed no weights.
 
     Raises:
         RunError: names the step, the likely cause and the checkpoint to go on from.

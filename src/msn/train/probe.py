@@ -70,7 +70,7 @@ class Probe:
             )
 
     def top1(self, encoder: VisionTransformer) -> float:
-        """k-NN accuracy of the encoder, in percent."""
+        """Measure the k-NN accuracy of the encoder, in percent."""
         train, val = self._features(encoder)
         settings = self.settings
         result = knn(
@@ -84,7 +84,7 @@ class Probe:
         return result.top1
 
     def report(self, encoder: VisionTransformer, folder: Path, tag: str) -> None:
-        """Print the table of raw pixels, untrained and trained encoder; write JSON and PNG."""
+        """Report raw pixels, untrained and trained encoder: log a table; write JSON and PNG."""
         untrained = self.parts.built_anew(self.config).encoder.to(self.parts.device)
         small = self._images(min(self.config.data.rand_size, PIXELS))
         representations = [
@@ -109,7 +109,7 @@ class Probe:
         )
 
     def _features(self, encoder: VisionTransformer) -> tuple[Tensor, Tensor]:
-        """Features of the two splits; the encoder is back in its mode afterwards."""
+        """Compute the features of both splits, and put the encoder back into its mode."""
         was_training = encoder.training
         encoder.eval()
         encode = partial(
@@ -124,7 +124,7 @@ class Probe:
         return features
 
     def _images(self, side: int) -> tuple[EvalSet, EvalSet]:
-        """The views of the two splits, of so many pixels."""
+        """Make the evaluation views of both splits, `side` pixels wide."""
         train, val = (
             evaluation_images(
                 images,
@@ -138,7 +138,7 @@ class Probe:
 
 
 def is_due(config: Config, epoch: int) -> bool:
-    """Whether to probe after this many finished epochs."""
+    """Tell whether to probe after this many finished epochs."""
     if not config.logging.probe:
         return False
     every = config.logging.probe.every
@@ -146,7 +146,7 @@ def is_due(config: Config, epoch: int) -> bool:
 
 
 def whole_encoder(config: Config, parts: Parts) -> VisionTransformer:
-    """Give the evaluated encoder for rank 0 to use alone; a copy, if its weights are sharded.
+    """Give rank 0 the evaluated encoder to use alone; a copy if its weights are sharded.
 
     All processes call this; those that share with rank 0 get an encoder without data.
     """

@@ -30,7 +30,7 @@ WARM_UP = 3  # steps before those that count: first allocations, first batches, 
 
 
 def profile_steps(config: Config, device: torch.device, steps: int) -> None:
-    """Profile so many training steps; print a breakdown and write a Chrome trace on rank 0.
+    """Profile some training steps; print a breakdown and write a Chrome trace on rank 0.
 
     Raises:
         UserError: the run has not that many steps, or is misconfigured.
@@ -57,7 +57,7 @@ def profile_steps(config: Config, device: torch.device, steps: int) -> None:
 
 
 def recorded(config: Config, parts: Parts, steps: int) -> profile:
-    """The profile of the steps after the warm-up."""
+    """Record a profile of the steps after the warm-up."""
     loaded = iter(batches(config, parts, 0))
 
     def one(step: int) -> None:
@@ -81,7 +81,7 @@ def recorded(config: Config, parts: Parts, steps: int) -> profile:
 
 
 def breakdown(events: list[FunctionEvent], phases: Sequence[str], steps: int, images: int) -> str:
-    """A table of the labeled parts of a step, in milliseconds and as shares.
+    """Tabulate the labeled parts of a step, in milliseconds and as shares.
 
     On a GPU a second pair of columns tells how long its kernels ran: those that were launched while
     a part was under way, from whichever thread.
@@ -113,7 +113,7 @@ def breakdown(events: list[FunctionEvent], phases: Sequence[str], steps: int, im
 
 
 def device_time(events: list[FunctionEvent], phases: Sequence[str]) -> dict[str, float]:
-    """Microseconds that kernels ran, by the part during which they were launched."""
+    """Sum up the microseconds that kernels ran, by the part that launched them."""
     spans = [event for event in events if event.name in phases]
     times = dict.fromkeys(phases, 0.0)
     for event in events:

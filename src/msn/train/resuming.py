@@ -18,7 +18,7 @@ BEGINNING = "from the beginning"
 
 
 def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
-    """Load what the run is to start from; the number of steps that are already done.
+    """Load what the run starts from, and return the number of steps already done.
 
     In this order: the run's own newest checkpoint, `meta.read_checkpoint` (with
     `meta.load_checkpoint`), `meta.init_from`, nothing. A file without optimizer state warm-starts.
@@ -36,7 +36,7 @@ def resume(config: Config, parts: Parts, folder: Path, tag: str) -> int:
 
 
 def find(config: Config, parts: Parts, folder: Path, tag: str) -> checkpoint.Found | None:
-    """The file to start from.
+    """Find and read the checkpoint or weights to start from, if there are any.
 
     Raises:
         UserError: there is none although one is asked for, or it cannot be read.
@@ -57,7 +57,7 @@ def find(config: Config, parts: Parts, folder: Path, tag: str) -> checkpoint.Fou
 
 
 def open_start(config: Config, parts: Parts, path: Path) -> checkpoint.Found:
-    """A file or folder to start from: of this project, to go on exactly, or any with an encoder.
+    """Open a checkpoint to resume exactly, or any file or folder with an encoder to warm-start.
 
     Raises:
         UserError: it cannot be read.
@@ -68,7 +68,7 @@ def open_start(config: Config, parts: Parts, path: Path) -> checkpoint.Found:
 
 
 def foreseen(config: Config, parts: Parts) -> str:
-    """Tell where a run would start from, without a change to its files.
+    """Tell where a run would start from, without changing its files.
 
     Args:
         config: of the run.
@@ -94,7 +94,7 @@ def foreseen(config: Config, parts: Parts) -> str:
 
 
 def restore(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[int, list[str]]:
-    """Continue a run exactly: weights, optimizer, step. Without optimizer state, weights only.
+    """Resume a run exactly, or warm-start from weights where there is no optimizer state.
 
     Returns:
         The finished steps, and in words what was done.
@@ -138,7 +138,7 @@ def _continue(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[in
 
 
 def steps_done(config: Config, parts: Parts, found: checkpoint.Found) -> int:
-    """The step to go on from, for any number of processes with the same global batch.
+    """Find the step to resume at, for any number of processes with the same global batch.
 
     Raises:
         UserError: the global batch or the number of images is another one.

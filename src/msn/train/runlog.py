@@ -24,7 +24,7 @@ PROBE_COLUMNS = ("epoch", "step", "top1")
 
 
 def csv_path(folder: Path, tag: str, rank: int = 0) -> Path:
-    """The table that a process logs its steps to."""
+    """Name the CSV file that a process logs its steps to."""
     return folder / f"{tag}_r{rank}.csv"
 
 
@@ -145,7 +145,7 @@ class RunLog:
         logger.info(f"epoch {epoch}  {summary}")
 
     def close(self) -> None:
-        """Leave the terminal in order and close the files. Closing again does nothing."""
+        """Restore the terminal and close the files. Closing again does nothing."""
         if self._progress:
             self._progress.stop()
         if self._board:
@@ -198,18 +198,18 @@ class StepTimer:
         self._start_interval(time.perf_counter())
 
     def data_ready(self) -> None:
-        """A batch has arrived."""
+        """Note that a batch has arrived."""
         self._wait += time.perf_counter() - self._mark
 
     def step_done(self, n_images: int) -> None:
-        """The step on that batch is over; from now on the loop waits for the next."""
+        """Note that the step is over; from now on the loop waits for the next batch."""
         self._mark = time.perf_counter()
         self._images += n_images
         self._steps += 1
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done in this context, such as a probe or a checkpoint, is not counted."""
+        """Leave out of the count what is done in this context, such as a probe or checkpoint."""
         entered = time.perf_counter()
         yield
         spent = time.perf_counter() - entered
@@ -217,7 +217,7 @@ class StepTimer:
         self._mark += spent
 
     def read(self) -> dict[str, float]:
-        """Give images/s, share 0..1 of waiting for data and ms per step, by column; start anew.
+        """Give images/s, share of time waiting for data and ms per step, by column; start anew.
 
         At least one step must have been done.
         """
@@ -251,7 +251,7 @@ class Table:
         self._pending = b""
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write a row, and those that could not be written before.
+        """Write a row, after those that could not be written before.
 
         Raises:
             UserError: it cannot be written now; the next call tries again.
@@ -270,7 +270,7 @@ class Table:
 
 
 def _kept_lines(path: Path, columns: tuple[str, ...], start_step: int) -> Iterator[str]:
-    """The rows of before `start_step`; a line that a killed process left half-written is none."""
+    """Read the rows before `start_step`, skipping a line left incomplete by a killed process."""
     if not path.exists():
         return
     where = columns.index("step")

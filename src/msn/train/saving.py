@@ -36,7 +36,7 @@ class Saver:
         self._last_attempt = 0.0
 
     def save(self, state: checkpoint.State, copies: Sequence[Path] = ()) -> None:
-        """Save a state as the latest, and in other files first. Only rank 0 writes."""
+        """Save a state to `copies`, then as the latest checkpoint. Only rank 0 writes."""
         if collectives.rank() != 0:
             return
         self._wait()
@@ -48,13 +48,13 @@ class Saver:
             self._write(state, copies)
 
     def retry(self) -> None:
-        """Try again to save what could not be saved, once in a while."""
+        """Try again, from time to time, to save what could not be saved."""
         waited = time.monotonic() - self._last_attempt
         if self._unsaved is not None and waited > RETRY_AFTER:
             self._write(*self._unsaved)
 
     def finish(self) -> None:
-        """Return when all is on disk.
+        """Wait until everything is on disk.
 
         Raises:
             RunError: it cannot be written, also after some minutes of trying.
@@ -95,7 +95,7 @@ class Saver:
 
 
 def copied(value: Any) -> Any:
-    """A nested state with tensors of its own, in host memory."""
+    """Copy a nested state, its tensors to host memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -66,7 +66,7 @@ class Job(Generic[File]):
         self.work, self.config = work, config
 
     def __call__(self) -> None:
-        """Be one of the processes of the run.
+        """Run as one of the processes of the job.
 
         Raises:
             UserError: as the work does.
@@ -102,14 +102,14 @@ class Job(Generic[File]):
             raise
 
     def checkpoint(self) -> Any:
-        """What to run when the job starts again: the same, which resumes."""
+        """Give submitit this same job to queue again, which then resumes."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def _queue_again(rank: int) -> None:
-    """Everything is saved: give the signal to submitit, whose handler on rank 0 requeues the job.
+    """Hand the signal to submitit, whose handler on rank 0 requeues the saved job.
 
     A preemption by SLURM itself (SIGTERM) needs none of this: it queues the job again.
     """
@@ -119,7 +119,7 @@ def _queue_again(rank: int) -> None:
 
 
 def submit(job: Job[Any], resources: Resources) -> Any:
-    """Submit a job; submitit's handle of it.
+    """Submit a job and return submitit's handle of it.
 
     Raises:
         UserError: SLURM is not there, or refuses.
@@ -164,7 +164,7 @@ def submit(job: Job[Any], resources: Resources) -> Any:
 
 
 def partition_sizes(partition: str) -> tuple[bool, int]:
-    """Whether nodes of the partitions have GPUs, and the CPUs of the smallest of them.
+    """Tell whether nodes of the partitions have GPUs, and count the CPUs of the smallest.
 
     Args:
         partition: one, or several with commas between them; empty for the default one.

@@ -24,7 +24,7 @@ class StepResult(NamedTuple):
 
 
 def train_step(parts: Parts, views: Views, step: int) -> StepResult:
-    """One optimizer step on one batch of normalized views.
+    """Take one optimizer step on one batch of normalized views.
 
     Order as in the official code: losses at `step`, hyperparameters of the schedule's next step,
     backward, clip, AdamW, what the method does after a step. A step that is not finite, and all

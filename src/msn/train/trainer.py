@@ -58,27 +58,27 @@ class Task(Protocol):
     def shown(self) -> Sequence[str]: ...
 
     def tables(self) -> Mapping[str, Sequence[str]]:
-        """Columns of the tables of what is measured, by name; the first are epoch and step."""
+        """List the columns of each table of measurements, by name; epoch and step come first."""
         ...
 
     def resume(self) -> int:
-        """Load what the run starts from; the number of finished steps."""
+        """Load what the run starts from, and return the number of finished steps."""
         ...
 
     def introduction(self, start: int) -> list[str]:
-        """Say in lines what the run is, and what of it is probably not meant."""
+        """Describe the run, and settings that are probably a mistake, line by line."""
         ...
 
     def begin(self, log: RunLog, start: int) -> None:
-        """Get ready for the steps from `start` on; the folder is locked."""
+        """Get ready for the steps from `start` on, with the run's folder locked."""
         ...
 
     def batches(self, start: int) -> Iterator[Any]:
-        """Give the batches of all steps from `start` on."""
+        """Load the batches of all steps from `start` on."""
         ...
 
     def step(self, batch: Any, step: int) -> None:
-        """Take one step of the optimizer."""
+        """Take one optimizer step."""
         ...
 
     def require_finite(self, step: int) -> None:
@@ -86,32 +86,32 @@ class Task(Protocol):
         ...
 
     def settle(self) -> None:
-        """Agree on the bad images met so far, before anything of them is logged or kept."""
+        """Agree over all processes on the bad images met so far, before logging or saving."""
         ...
 
     def row(self, step: int) -> dict[str, float]:
-        """Give what is logged of the last step, but for place and time."""
+        """Give the values to log of the last step, other than its number and timing."""
         ...
 
     def end_epoch(self, step: int, epochs: int) -> None:
-        """Measure what is due after so many finished epochs, and log it."""
+        """Measure what is due after this many finished epochs, and log it."""
         ...
 
     def state(self, done: int) -> checkpoint.State:
-        """Give all that the run needs to resume after `done` steps."""
+        """Collect all that the run needs to resume after `done` steps."""
         ...
 
     def copies(self, done: int) -> list[Path]:
-        """Name the files, beside the latest, that are to hold this state."""
+        """Name the files, beside the latest checkpoint, that this state is also saved to."""
         ...
 
     def finish(self) -> None:
-        """Do what comes after the last step."""
+        """Complete the run after its last step."""
         ...
 
 
 def run_task(task: Task) -> None:
-    """Train to the end of a run, or on from where it was interrupted.
+    """Train to the end of a run, resuming it if it was interrupted.
 
     Rank 0 alone writes and speaks.
 
@@ -158,7 +158,7 @@ def run_task(task: Task) -> None:
 
 
 def train(task: Task, log: RunLog, start: int) -> None:
-    """Run the loop, from step `start` to the end."""
+    """Run the training loop from step `start` to the end."""
     logging, per_epoch, total = task.config.logging, task.steps_per_epoch, task.total_steps
     timer, ballot, saver = StepTimer(), Ballot(), Saver(logging, start)
     with stop_on_signal() as stop, worker_deaths():
@@ -197,6 +197,6 @@ def train(task: Task, log: RunLog, start: int) -> None:
 
 
 def place(step: int, per_epoch: int) -> dict[str, float]:
-    """Give the columns that say which step it is."""
+    """Give the columns that identify a step: epoch, iteration and step."""
     epoch, iteration = divmod(step, per_epoch)
     return {"epoch": epoch + 1, "itr": iteration, "step": step}

@@ -22,7 +22,7 @@ DROPPED = 0.2  # brightness of a dropped patch
 
 
 def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
-    """Target, random (dropped patches dark) and focal views, a row of them for each epoch.
+    """Draw target, random (dropped patches dark) and focal views, one row for each epoch.
 
     Args:
         image: as the first sample of a run would be.
@@ -46,7 +46,7 @@ def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
 
 
 def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
-    """The view as the anchor sees it at a step."""
+    """Darken the patches of a view that the anchor does not see at a step."""
     patch, side = config.meta.patch_size, config.meta.grid(len(view))
     seed = seed64(config.meta.seed, Stream.MASK, step)
     keep = random_keep(side * side, config.data.patch_drop, seed=seed, images=1)
@@ -74,13 +74,13 @@ def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
 
 
 def _zoom(views: SampleViews) -> int:
-    """How many times the views are magnified, so that their names have room above them."""
+    """Choose how much to magnify the views so that their names fit above them."""
     zoom: int = -(-LEAST // views[TARGET].shape[1])
     return zoom
 
 
 def _framed(view: np.ndarray, zoom: int) -> np.ndarray:
-    """RGB, of the first three channels if there are so many, with paper to the right and below."""
+    """Convert a view to RGB, from its first three channels, with a margin right and below."""
     rgb = view[..., :3] if view.shape[2] >= 3 else np.repeat(view[..., :1], 3, axis=2)
     large = rgb.repeat(zoom, axis=0).repeat(zoom, axis=1)
     return np.pad(large, ((0, GAP), (0, GAP), (0, 0)), constant_values=PAPER)
@@ -92,7 +92,7 @@ def _filled(block: np.ndarray, height: int) -> np.ndarray:
 
 
 def _header(width: int, views: SampleViews) -> np.ndarray:
-    """The names of the kinds of views, each above the first of its kind."""
+    """Draw the names of the kinds of views, each above the first view of its kind."""
     header = np.full((HEADER, width, 3), PAPER, np.uint8)
     step = views[TARGET].shape[1] * _zoom(views) + GAP
     names = [(0, "target"), (step, "random")]

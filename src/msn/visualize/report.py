@@ -92,7 +92,7 @@ def write_report(
 
 
 def cells(scores: Sequence[Scores], k: int) -> list[list[str]]:
-    """The table of all scores, its headings first: k-NN, few labels, all labels."""
+    """Tabulate all scores under their headings: k-NN, few labels, all labels."""
     shots = [f"{result.images_per_class}-shot" for result in scores[0].low_shot]
     rows = [["accuracy in %", f"{k}-NN", *shots, "logistic regression, all labels"]]
     for row in scores:
@@ -102,7 +102,7 @@ def cells(scores: Sequence[Scores], k: int) -> list[list[str]]:
 
 
 def table(scores: Sequence[Scores], k: int) -> str:
-    """The scores as aligned text: a heading and one line for each."""
+    """Format the scores as aligned text: a heading and one line for each representation."""
     rows = cells(scores, k)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
@@ -114,13 +114,13 @@ def table(scores: Sequence[Scores], k: int) -> str:
 
 
 def markdown(scores: Sequence[Scores], k: int) -> str:
-    """The same in Markdown."""
+    """Format the scores as a Markdown table."""
     head, *rows = cells(scores, k)
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def read_loss(csv_path: Path) -> tuple[list[int], list[float]]:
-    """Steps and losses of a run log. Both are empty if there is none."""
+    """Read steps and losses from a run log; both are empty if there is none."""
     if not csv_path.exists():
         return [], []
     with csv_path.open(encoding="utf-8", newline="") as file:
@@ -129,7 +129,7 @@ def read_loss(csv_path: Path) -> tuple[list[int], list[float]]:
 
 
 def available(labels: Tensor, images_per_class: Sequence[int]) -> list[int]:
-    """Those numbers of images that every class has."""
+    """Keep the numbers of images per class that every class has."""
     smallest = int(torch.unique(labels, return_counts=True)[1].min())
     return [count for count in images_per_class if count <= smallest]
 
@@ -141,7 +141,7 @@ def score(
     protocol: Protocol = PROTOCOL,
     device: torch.device | str = "cpu",
 ) -> Scores:
-    """The row of one representation, from its train to its val features.
+    """Evaluate one representation, from its train to its val features.
 
     Arguments as for `write_report`.
 
@@ -220,7 +220,7 @@ def _draw_loss(axes: "Axes", steps: Sequence[int], losses: Sequence[float]) -> N
 
 
 def _draw_neighbors(axes: "Axes", train: EvalSet, val: EvalSet, trained: Representation) -> None:
-    """A row for each query: the held-out image, then its nearest training images."""
+    """Draw a row for each query: the held-out image, then its nearest training images."""
     from matplotlib.patches import Rectangle
 
     queries = _one_per_class(val.labels, QUERIES)
@@ -261,7 +261,7 @@ def _draw_image(axes: "Axes", image: Tensor, x: float, y: float) -> None:
 
 
 def _one_per_class(labels: Tensor, limit: int) -> Tensor:
-    """The first image of each class, of at most `limit` classes spread evenly over all."""
+    """Choose the first image of each class, of at most `limit` classes spread evenly."""
     classes = torch.unique(labels)
     if len(classes) > limit:
         classes = classes[torch.arange(limit) * len(classes) // limit]

@@ -15,7 +15,7 @@ _RESULT = "JSON file for the result; left out, one beside the weights"
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    """Add the weights, where they compute, and the images with their overrides."""
+    """Add the options for the weights, the devices to compute on, and the images."""
     add = parser.add_argument
     add(
         "--weights",
@@ -206,7 +206,7 @@ def add_features(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_taps(parser: argparse.ArgumentParser) -> None:
-    """Add which features are taken."""
+    """Add the options that say which features are taken."""
     add = parser.add_argument
     add(
         "--blocks",

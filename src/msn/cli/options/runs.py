@@ -6,7 +6,7 @@ from msn.cli.arguments import count, path, positive, whole
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add the config file and its overrides."""
+    """Add the options for the config file and its overrides."""
     parser.add_argument(
         "--fname", required=True, type=path, metavar="CONFIG", help="YAML config file of the run"
     )
@@ -19,7 +19,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run on this machine: what `evaluate linear` and `finetune` have."""
+    """Add the options of a run on this machine, as of `evaluate linear` and `finetune`."""
     add_config(parser)
     parser.add_argument(
         "--devices",
@@ -59,7 +59,7 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
 
 
 def add_submit(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `submit`; the first ones are those of the official launcher."""
+    """Add the options of `submit`, those of the official launcher first."""
     add_config(parser)
     add = parser.add_argument
     add(

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 
 def _expanded(text: str) -> str:
-    """Put the home folder in place of `~`, as the shell would."""
+    """Expand a leading `~` to the home folder, as a shell does."""
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError("must be in the home folder of a user that there is; or write ./~...")
@@ -52,7 +52,7 @@ Problems = Iterable[tuple[str, str]]
 
 
 def _refuse(problems: Problems) -> None:
-    """Raise one validation error that carries every problem found."""
+    """Raise one validation error that carries all problems, if there are any."""
     found = list(problems)
     if found:
         text = "; ".join(f"{key}: {rule}" for key, rule in found)
@@ -77,5 +77,5 @@ class Section(BaseModel):
         return self
 
     def _problems(self) -> Iterator[tuple[str, str]]:
-        """Broken rules that concern more than one key."""
+        """Yield (key, broken rule) pairs for the rules that concern more than one key."""
         yield from ()

@@ -43,7 +43,7 @@ class Probe(Section):
     """At the end, print a low-shot table and draw loss curve and neighbors."""
 
     def images(self) -> dict[str, str]:
-        """Give what replaces keys of `data`; they are not validated together."""
+        """Give the keys of `data` that the probe replaces; they are not validated together."""
         keys = {"source", "root_path", "image_folder", "image_list"}
         return self.model_dump(include=keys, exclude_none=True)
 

@@ -35,7 +35,7 @@ MOST_WEIGHTS = 10**11  # a few times the largest Vision Transformer there is
 
 
 def official_name(name: Any) -> Any:
-    """Give the official name of a model that is called `vit_small` and the like elsewhere."""
+    """Translate a name such as `vit_small` to the official `deit_small`; leave any other name."""
     alias = f"deit_{name.removeprefix('vit_')}" if isinstance(name, str) else ""
     return alias if alias in PATCH_SIZES and name.startswith("vit_") else name
 
@@ -148,7 +148,7 @@ class Meta(RunMeta):
         return PATCH_SIZES[self.model_name]
 
     def grid(self, size: int) -> int:
-        """Patches along one side of a square view of `size` pixels."""
+        """Count the patches along one side of a square view of `size` pixels."""
         if self.model_name in CONV_STEMS:
             size += self.patch_size - 1
         return size // self.patch_size

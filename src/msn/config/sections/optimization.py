@@ -43,7 +43,7 @@ class Optimization(Section):
     """Micro-batches per step; Sinkhorn and the mean assignment see all of them."""
 
     def horizon(self, steps_per_epoch: int) -> float:
-        """Give the steps that schedules are laid out over; not rounded."""
+        """Compute the number of steps that the schedules are laid out over, not rounded."""
         return self.schedule_stretch * self.epochs * steps_per_epoch
 
     def _problems(self) -> Iterator[tuple[str, str]]:

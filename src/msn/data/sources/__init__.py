@@ -46,7 +46,7 @@ def open_source(images: Images, split: str) -> Source:
 
 
 def _open_folder(base: Path, images: Images, split: str) -> Source:
-    """Open a split of what a folder holds."""
+    """Open one split of a data set that lies in a folder."""
     source, channels, download = images.source, images.channels, images.download
     match source:
         case "folder":

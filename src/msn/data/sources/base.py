@@ -50,7 +50,7 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int:
-        """1 (gray), 3 (RGB), or as many as its arrays have."""
+        """Number of channels: 1 (gray), 3 (RGB), or as many as its arrays have."""
         ...
 
     @property
@@ -60,29 +60,29 @@ class Source(Protocol):
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, likewise."""
+        """Standard deviation of each channel over the data, of values scaled to [0, 1]."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Sample:
-        """One image. Raises BadImage if it cannot be read; its pixels may raise the same."""
+        """Read one image. Raises BadImage if it cannot be read; its pixels may raise the same."""
         ...
 
     def name(self, index: int) -> str:
-        """What people call the image: its path below the source, or the like."""
+        """Give the name that people know the image by: its path below the source, or the like."""
         ...
 
     def stamp(self, index: int) -> str:
-        """Text that changes when the image does, told without decoding it. Raises BadImage."""
+        """Give text that changes when the image does, without decoding it. Raises BadImage."""
         ...
 
     def labels(self) -> np.ndarray | None:
-        """All labels, int64 (N,), -1 for an image without; None for an unlabeled source."""
+        """Give all labels, int64 (N,), -1 for an image without; None for an unlabeled source."""
         ...
 
     def classes(self) -> list[str] | None:
-        """The names of the classes by label, or None where labels are numbers and no more."""
+        """List the names of the classes by label; give None where labels are only numbers."""
         ...
 
 
@@ -100,12 +100,12 @@ class EncodedSource(ABC):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """As in `Source`. Raises UserError: there is no image to measure."""
+        """Mean of each channel, see `Source.mean`. Raises UserError: no image to measure."""
         return self._normalization.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Likewise."""
+        """Standard deviation of each channel, see `Source.std`. Raises UserError like `mean`."""
         return self._normalization.std
 
     @abstractmethod
@@ -113,22 +113,22 @@ class EncodedSource(ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """As in `Source`."""
+        """Give the name that people know the image by, see `Source.name`."""
 
     @abstractmethod
     def label(self, index: int) -> int | None:
-        """The label of one image, where known."""
+        """Give the label of one image, or None where it is not known."""
 
     @abstractmethod
     def encoded(self, index: int) -> bytes:
-        """The content of the image file. Raises BadImage."""
+        """Read the content of the image file. Raises BadImage."""
 
     def path(self, index: int) -> str:
-        """Where the image is, for messages."""
+        """Tell where the image is, for messages."""
         return self.name(index)
 
     def stamp(self, index: int) -> str:
-        """As in `Source`; here of the bytes."""
+        """Give text that changes when the bytes of the image do, see `Source.stamp`."""
         return f"{self.path(index)} {zlib.crc32(self.encoded(index))}"
 
     def read(self, index: int) -> Sample:
@@ -213,7 +213,7 @@ class ArraySource:
         return self._classes
 
     def _statistics(self, own: int) -> Normalization:
-        """Mean and standard deviation of each channel, over images spread evenly."""
+        """Compute mean and standard deviation of each channel, over images spread evenly."""
         images = self._arrays["images"]
         chosen = images[:: 1 + images.nbytes // STATISTICS_BYTES]
         counts = np.zeros((own, 256))
@@ -225,7 +225,7 @@ class ArraySource:
 
 
 def read_file(path: str) -> bytes:
-    """The content of an image file. Raises BadImage, also for a pipe or a device."""
+    """Read the content of an image file. Raises BadImage, also for a pipe or a device."""
     with _bad_if_refused(path), open_regular(path) as file:
         refuse_large(path, os.fstat(file.fileno()).st_size)
         return file.read()
@@ -238,19 +238,19 @@ def refuse_large(path: str, size: int) -> None:
 
 
 def file_stamp(path: str) -> str:
-    """The stamp of an image that is a file, without reading it. Raises BadImage."""
+    """Give the stamp of an image that is a file, without reading it. Raises BadImage."""
     with _bad_if_refused(path):
         found = os.stat(path)
     return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 def is_left_alone(name: str) -> bool:
-    """Whether a file or folder of this name is nothing that the user put there as data."""
+    """Tell whether a file or folder of this name is skipped, as no data of the user."""
     return name.startswith(".") or name in LEFT_ALONE
 
 
 def data_folder(root_path: str | None, image_folder: str) -> Path:
-    """`root_path`/`image_folder`. Raises UserError if that is no folder."""
+    """Find the folder `root_path`/`image_folder`. Raises UserError if that is no folder."""
     if not root_path:
         raise UserError("data.root_path is not set: name the folder that holds the images")
     root = Path(root_path).expanduser()
@@ -261,7 +261,7 @@ def data_folder(root_path: str | None, image_folder: str) -> Path:
 
 
 def split_folder(base: Path, split: str) -> Path:
-    """The sub-folder of a split; a folder that has none is its own only split."""
+    """Find the sub-folder of a split; a folder that has none is its own only split."""
     if (base / split).is_dir():
         return base / split
     for other in SPLITS:
@@ -274,7 +274,7 @@ def split_folder(base: Path, split: str) -> Path:
 
 
 def _histograms(pixels: np.ndarray, axis: int) -> np.ndarray:
-    """How many pixels have each value, (C, 256), of uint8 with its channels at `axis`."""
+    """Count the pixels of each value, (C, 256), of uint8 with its channels at `axis`."""
     channels = np.moveaxis(pixels, axis, 0)
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
 
@@ -288,7 +288,7 @@ def _require_folder(path: Path, key: str) -> None:
 
 @contextmanager
 def _bad_if_refused(path: str) -> Iterator[None]:
-    """Turn what the file system refuses into a BadImage."""
+    """Turn an error of the file system into a BadImage."""
     try:
         yield
     except OSError as error:

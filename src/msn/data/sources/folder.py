@@ -98,7 +98,7 @@ class _Listing(NamedTuple):
 
 
 def _build_index(root: str, watch: Watch) -> Arrays:
-    """Folders with images, in order, and their images.
+    """List the folders with images, in order, and their images.
 
     Arrays: `folders` and `folder_ends`, packed paths below the root; `classes` (D,), -1 for none;
     their names as of `pack_classes`;
@@ -140,7 +140,7 @@ def _build_index(root: str, watch: Watch) -> Arrays:
 
 
 def _scan(root: str, watch: Watch) -> Iterator[_Listing]:
-    """All folders at and below the root, the root first; many at a time, as disks like it."""
+    """Yield the listings of the root and all folders below it; read many at a time."""
     with ThreadPoolExecutor(THREADS) as pool, _progress(root) as report:
         level: list[_Place] = [_Place("", ())]
         while level:
@@ -195,7 +195,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 @contextmanager
 def _progress(root: str) -> Iterator[Callable[[int], None]]:
-    """On a terminal, show the number of images found so far."""
+    """Show the number of images found so far, if there is a terminal."""
     console = Console(stderr=True, force_terminal=sys.stderr.isatty())
     if not console.is_terminal:
         yield lambda images: None

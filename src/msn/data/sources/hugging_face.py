@@ -124,7 +124,7 @@ def _load(folder: Path, split: str) -> Any:
 
 
 def _require_ends(data: Any) -> None:
-    """Refuse files that were cut between two batches of rows: `datasets` reads those before."""
+    """Refuse files cut between two batches of rows: `datasets` reads the rows before the cut."""
     for file in data.cache_files:
         with open(file["filename"], "rb") as stream:
             stream.seek(-len(END_OF_ARROW), os.SEEK_END)

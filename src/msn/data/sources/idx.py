@@ -24,7 +24,7 @@ _CHUNK = 2**20
 
 
 def open_idx(folder: Path, *, split: str, channels: int | None) -> ArraySource:
-    """The images of a split, with their labels if there are any.
+    """Open the images of a split, with their labels if there are any.
 
     Plain files are mapped as they are, gzip files are unpacked into the cache folder once.
 
@@ -52,7 +52,7 @@ def _find(folder: Path, stem: str, axes: int) -> Path | None:
 
 
 def _open_images(file: Path) -> Arrays:
-    """`images`, uint8 (N, H, W, 1)."""
+    """Open the array `images`, uint8 (N, H, W, 1), of a plain or gzip file."""
     if file.suffix == ".gz":
         return cached(f"idx {file.absolute()}", partial(_unpack, file))
     with _reading(file) as stream:
@@ -103,7 +103,7 @@ def _require_length(file: Path, shape: tuple[int, ...], length: int, problem: st
 
 
 def _shape(file: Path, stream: io.BufferedIOBase, axes: int) -> tuple[int, ...]:
-    """What the header says: two zeros, the type (8 is a byte), the number of axes; their sizes."""
+    """Read the shape in a header: two zeros, type (8 is a byte), number of axes, their sizes."""
     header = stream.read(HEADER_BYTES[axes])
     if header[:2] == bytes(2) and header[2:3] and header[2] in TYPES:
         raise UserError(

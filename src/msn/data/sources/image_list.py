@@ -71,7 +71,7 @@ class ImageList(EncodedSource):
 
 
 def list_file(image_list: str | None, split: str) -> Path:
-    """The list of a split: `{split}` in `image_list` stands for its name."""
+    """Find the list of a split; `{split}` in `image_list` stands for the split's name."""
     if not image_list:
         raise UserError("data.image_list is not set: name the text or CSV file that lists images")
     file = Path(image_list.replace("{split}", split)).expanduser()
@@ -81,12 +81,15 @@ def list_file(image_list: str | None, split: str) -> Path:
 
 
 def list_root(root_path: str | None, image_folder: str) -> Path | None:
-    """What the paths of a list are relative to, if the config says so."""
+    """Find the folder that the paths of a list are relative to, if the config names one."""
     return data_folder(root_path, image_folder) if root_path else None
 
 
 def _build_index(path: str, watch: Watch) -> Arrays:
-    """Arrays: `paths` and `path_ends`, packed; those of `read_labels`."""
+    """Read a list of images into arrays.
+
+    Arrays: `paths` and `path_ends`, packed; those of `read_labels`.
+    """
     try:
         watch(path)
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -134,7 +137,7 @@ def _csv_rows(path: str, file: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 
 def _strictly(path: str, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV file, each with its first line. An open quote would swallow the rest."""
+    """Yield the rows of a CSV file with their line numbers; refuse a quote that is left open."""
     reader, line = csv.reader(file, strict=True), 1
     try:
         for row in reader:
@@ -152,7 +155,7 @@ def _open_quote(path: str, line: int, reason: str) -> UserError:
 
 
 def _column(headings: list[str], names: tuple[str, ...]) -> int:
-    """Which column bears one of the names; one behind the last if none does."""
+    """Find the column that bears one of the names; give one behind the last if none does."""
     return next((headings.index(name) for name in names if name in headings), len(headings))
 
 

@@ -18,7 +18,7 @@ _NEGATIVE = re.compile(r"-0*[1-9][0-9]*")
 
 
 def read_labels(texts: Sequence[str], where: Callable[[int], str]) -> Arrays:
-    """The labels that a file gives as text.
+    """Read the labels that a file gives as text.
 
     Args:
         texts: of each image; all are whole numbers, or names of classes. Negative numbers are none.
@@ -45,19 +45,19 @@ def read_labels(texts: Sequence[str], where: Callable[[int], str]) -> Arrays:
 
 
 def known_labels(labels: np.ndarray) -> np.ndarray | None:
-    """The labels as int64 with -1 for none, or None where no image has one."""
+    """Convert labels to int64 with -1 for none; give None where no image has one."""
     found = np.where(labels < 0, -1, labels).astype(np.int64)
     return found if (found >= 0).any() else None
 
 
 def pack_classes(names: Sequence[str]) -> Arrays:
-    """Arrays `class_names` and `class_ends`: the names of classes, packed."""
+    """Pack the names of classes into the arrays `class_names` and `class_ends`."""
     packed, ends = pack(os.fsencode(name) for name in names)
     return {"class_names": packed, "class_ends": ends}
 
 
 def unpack_classes(index: Arrays) -> list[str] | None:
-    """The names that `pack_classes` packed, or None if there are none."""
+    """Unpack the names that `pack_classes` packed; give None if there are none."""
     names, ends = index["class_names"], index["class_ends"]
     return [unpack(names, ends, i) for i in range(len(ends))] or None
 

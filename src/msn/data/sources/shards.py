@@ -115,10 +115,10 @@ class Shards(EncodedSource):
 
 
 def find_shards(base: Path, split: str) -> tuple[Path, list[Path]]:
-    """The folder of a split's tar files, and those.
+    """Find the folder of a split's tar files, and the files.
 
-    They lie in a sub-folder of its name, or bear its name as a word, as in `set-train-0001.tar`. In
-    a folder where none bears the name of a split, all belong to each.
+    They lie in a sub-folder of the split's name, or bear that name as a word, as in
+    `set-train-0001.tar`. In a folder where none bears the name of a split, all belong to each.
 
     Raises:
         UserError: there are none.
@@ -159,7 +159,9 @@ class _Contents(NamedTuple):
 
 
 def _build_index(folder: str, names: list[str], image_key: str | None, watch: Watch) -> Arrays:
-    """Arrays: `shards` and `shard_ends`, packed names; `firsts`, the first image in each;
+    """List the images in the shards, with where they lie and their labels.
+
+    Arrays: `shards` and `shard_ends`, packed names; `firsts`, the first image in each;
     `members` and `member_ends`; `offsets` and `sizes` in bytes; those of `read_labels`.
     """
 
@@ -197,7 +199,7 @@ def _build_index(folder: str, names: list[str], image_key: str | None, watch: Wa
 
 
 def _require_images(folder: str, image_key: str | None, contents: Sequence[_Contents]) -> None:
-    """Refuse shards without images, or with samples of which it is not known which is theirs."""
+    """Refuse shards without images, or with samples that have images but not the wanted one."""
     images = sum(len(found.members) for found in contents)
     unchosen = [name for found in contents for name in found.unchosen]
     wanted = image_key or f"{', '.join(ending[1:] for ending in EXTENSIONS[:4])}, ..."
@@ -212,7 +214,7 @@ def _require_images(folder: str, image_key: str | None, contents: Sequence[_Cont
 
 
 def _read_shard(path: str, image_key: str | None, watch: Watch) -> tuple[_Contents, _Contents]:
-    """The images in a shard, and the arrays."""
+    """Find the images and the arrays in a shard, with their labels."""
     samples: dict[str, dict[str, _Member]] = {}
     labels: dict[str, str] = {}
     noted: dict[str, str | None] = {}
@@ -252,7 +254,7 @@ def _read_shard(path: str, image_key: str | None, watch: Watch) -> tuple[_Conten
 def _chosen(
     samples: dict[str, dict[str, _Member]], endings: list[str], labels: Mapping[str, str | None]
 ) -> _Contents:
-    """Of each sample the first member of one of the endings, in the order of their places."""
+    """Choose each sample's member of the first ending that it has, in the order of the shard."""
     found, unchosen = [], []
     of_arrays = endings[-1].endswith(ARRAYS[1:])
     for key, own in samples.items():
@@ -287,7 +289,7 @@ def _refuse_escape(path: str, member: str) -> None:
 
 
 def _key(member: str) -> str:
-    """What the members of one sample share: the name up to the first dot."""
+    """Give what the members of one sample share: the name up to the first dot."""
     folder, name = os.path.split(member)
     return os.path.join(folder, name.split(".")[0])
 
@@ -305,7 +307,7 @@ def _read_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> s
 
 
 def _noted_label(path: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
-    """The label in a `.json` member, None where it tells of other things or is no JSON."""
+    """Read the label in a `.json` member; give None where it has none or is no JSON."""
     file = shard.extractfile(member)
     try:
         values = json.loads(file.read(MAX_JSON_BYTES)) if file else None

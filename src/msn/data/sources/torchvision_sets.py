@@ -43,7 +43,7 @@ STL10_SIDE = 96
 def open_cifar(
     root: Path, name: str, *, split: str, channels: int | None, download: bool
 ) -> ArraySource:
-    """CIFAR; `name` is "cifar10" or "cifar100" (with its 100 fine labels).
+    """Open CIFAR; `name` is "cifar10" or "cifar100" (with its 100 fine labels).
 
     Raises:
         UserError: a file is missing, and cannot be downloaded; or is not what its name says.
@@ -64,7 +64,7 @@ def open_cifar(
 def open_stl10(
     root: Path, name: str, *, split: str, channels: int | None, download: bool
 ) -> ArraySource:
-    """STL-10; `name` is "stl10", or "stl10_unlabeled" for its 100,000 images without labels.
+    """Open STL-10; `name` is "stl10", or "stl10_unlabeled" for 100,000 images without labels.
 
     Raises:
         UserError: as for `open_cifar`, or the split is one that the unlabeled images lack.
@@ -96,7 +96,7 @@ def open_stl10(
 
 
 def _fetch(root: Path, name: str, files: list[Path], download: bool) -> None:
-    """Have the files there. Raises UserError."""
+    """Download the files if any is missing and `download` allows it. Raises UserError."""
     missing = [file for file in files if not file.is_file()]
     if not missing:
         return
@@ -113,7 +113,7 @@ def _fetch(root: Path, name: str, files: list[Path], download: bool) -> None:
 
 
 def _read_cifar(paths: list[str], label_key: str, watch: Watch) -> Arrays:
-    """`images`, uint8 (N, 32, 32, 3), and `labels`, uint8 (N,)."""
+    """Read the arrays `images`, uint8 (N, 32, 32, 3), and `labels`, uint8 (N,)."""
     images, labels = [], []
     for path in paths:
         watch(path)
@@ -134,7 +134,7 @@ def _read_cifar(paths: list[str], label_key: str, watch: Watch) -> Arrays:
 
 
 def _cifar_names(root: Path, name: str) -> list[str] | None:
-    """The names of the classes, where their file is there."""
+    """Read the names of the classes; give None where their file is missing."""
     file, key = CIFAR_NAMES[name]
     if not (root / file).is_file():
         return None

@@ -16,7 +16,7 @@ from msn.models.head import projection_head
 
 
 def build_anchor(config: Config, channels: int) -> VisionTransformer:
-    """Build the encoder of the `meta` section with its projection head."""
+    """Build the encoder that the `meta` section describes, with its projection head."""
     meta = config.meta
     if meta.encoder:
         size = EncoderSize(**meta.encoder.model_dump())
@@ -35,13 +35,13 @@ def build_anchor(config: Config, channels: int) -> VisionTransformer:
 
 
 def draw_prototypes(count: int, dim: int, *, trained: bool = True) -> nn.Parameter:
-    """Draw prototypes (count, dim), uniform in +- 1 / sqrt(dim)."""
+    """Draw prototypes (count, dim), uniform within +- 1 / sqrt(dim)."""
     bound = 1 / math.sqrt(dim)
     return nn.Parameter(torch.empty(count, dim).uniform_(-bound, bound), requires_grad=trained)
 
 
 def parameter_groups(anchor: nn.Module, prototypes: nn.Parameter) -> list[dict[str, Any]]:
-    """Group as in the official code: the prototypes, where trained, are not decayed."""
+    """Group parameters as in the official code: the prototypes, if trained, are not decayed."""
     groups = decay_groups(anchor)
     if prototypes.requires_grad:
         groups.append({"params": [prototypes], "decayed": False, "weight_decay": 0.0})
@@ -49,7 +49,7 @@ def parameter_groups(anchor: nn.Module, prototypes: nn.Parameter) -> list[dict[s
 
 
 def loss_settings(config: Config) -> LossSettings:
-    """Give the settings of the loss; what is switched off weighs nothing."""
+    """Read the settings of the loss; the weight of a term that is switched off is 0."""
     criterion = config.criterion
     return LossSettings(
         temperature=criterion.temperature,
@@ -61,14 +61,14 @@ def loss_settings(config: Config) -> LossSettings:
 
 
 def momentum_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    """Give the momentum of the target by step; unlike the learning rate's its horizon is exact."""
+    """Build the schedule of the target's momentum, whose horizon is not rounded to steps."""
     start, final = config.optimization.ema
     horizon = config.optimization.horizon(steps_per_epoch)
     return partial(linear, total=horizon, start=start, final=final)
 
 
 def sharpening_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    """Give T of the targets by step, over the same horizon."""
+    """Build the schedule of T, which sharpens the targets, over the momentum's horizon."""
     criterion = config.criterion
     return partial(
         linear,

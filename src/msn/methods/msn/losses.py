@@ -62,7 +62,10 @@ class MSNLosses(NamedTuple):
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of x (N, D) divided by max(norm, 1e-12), also where the squared norm overflows."""
+    """Scale the rows of x (N, D) to unit length, also where the squared norm overflows.
+
+    The divisor is max(norm, 1e-12).
+    """
     largest = x.detach().abs().amax(dim=-1, keepdim=True)
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     norm = scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
@@ -73,7 +76,7 @@ def unit(x: Tensor) -> Tensor:
 def log_assignment(
     features: Tensor, prototypes: Tensor, *, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Soft assignment of features to prototypes (paper eq. 1), as log-probabilities.
+    """Assign features softly to prototypes (paper eq. 1), as log-probabilities.
 
     Equals, row by row: `p = softmax(cos(feature, prototypes) / temperature)`, then with label
     smoothing s: `(1 - s) * p + s / K`, then `log`.
@@ -114,7 +117,7 @@ def log_sinkhorn(log_p: Tensor, iterations: int) -> Tensor:
 
 
 def log_prior(num_prototypes: int, *, exponent: float = 0.0) -> Tensor:
-    """Log of the power-law prior, pi_k proportional to k ** -exponent, k = 1..K, shape (K,), fp64.
+    """Compute the log of the power-law prior, pi_k proportional to k ** -exponent: (K,), fp64.
 
     Exponent 0 is the uniform prior of MSN; PMSN (arXiv 2210.07277) uses 0.25 for long-tailed data.
     """
@@ -123,7 +126,7 @@ def log_prior(num_prototypes: int, *, exponent: float = 0.0) -> Tensor:
 
 
 def kl_to_prior(log_mean: Tensor, log_prior: Tensor) -> Tensor:
-    """KL(mean assignment || prior) of two (K,) log-distributions.
+    """Compute KL(mean assignment || prior) of two (K,) log-distributions.
 
     With a uniform prior this is MSN's mean-entropy maximization, log K - H(mean assignment);
     with another it is PMSN's prior matching (PMSN eq. 9). The direction matters: the reverse KL
@@ -133,17 +136,17 @@ def kl_to_prior(log_mean: Tensor, log_prior: Tensor) -> Tensor:
 
 
 def log_mean(log_p: Tensor) -> Tensor:
-    """Log of the mean over the rows of all processes of (N, K) log-probabilities, shape (K,)."""
+    """Compute the log of the mean assignment over the rows of all processes: (N, K) -> (K,)."""
     return collectives.log_mean_exp(torch.logsumexp(log_p, dim=0) - math.log(len(log_p)))
 
 
 def mean_entropy(log_p: Tensor) -> Tensor:
-    """Mean over rows of the entropy of (N, K) log-probabilities, shape ()."""
+    """Average the entropy of the rows of (N, K) log-probabilities: shape ()."""
     return -(log_p.exp() * log_p).sum(dim=-1).mean()
 
 
 def assign(features: Tensor, prototypes: Tensor, settings: LossSettings) -> Tensor:
-    """Assign features (N, D) to prototypes (K, D) with the temperature and smoothing of a loss."""
+    """Assign features (N, D) to prototypes (K, D) with a loss's temperature and smoothing."""
     return log_assignment(
         features,
         prototypes,
@@ -180,7 +183,7 @@ def msn_losses(
     sharpening: float,
     log_prior: Tensor,
 ) -> MSNLosses:
-    """MSN's loss (paper eq. 2 and 3).
+    """Compute MSN's loss (paper eq. 2 and 3).
 
     The naive loop it equals, with p(.) of `log_assignment` and t(.) of `msn_targets`:
 

@@ -46,7 +46,7 @@ class MSNDetails(NamedTuple):
 
 
 def view_kinds(data: Data) -> tuple[ViewKind, ...]:
-    """List the kinds of views of MSN: target and random views are crops of one kind (A.1)."""
+    """List the kinds of views of MSN; target and random views are cropped alike (A.1)."""
     return (
         ViewKind(TARGET, 1, data.rand_size, data.rand_crop_scale),
         ViewKind(RANDOM, data.rand_views, data.rand_size, data.rand_crop_scale),
@@ -55,7 +55,7 @@ def view_kinds(data: Data) -> tuple[ViewKind, ...]:
 
 
 def views_of(target: Tensor, random: Tensor, focal: Tensor) -> Views:
-    """Name target (B, ...), random (R, B, ...) and focal (F, B, ...) views."""
+    """Collect target (B, ...), random (R, B, ...) and focal (F, B, ...) views by kind."""
     return Views({TARGET: target[None], RANDOM: random, FOCAL: focal})
 
 
@@ -134,7 +134,7 @@ class MSN(Method):
         )
 
     def forward(self, views: Views, *, step: int) -> Output:
-        """Losses of one batch of normalized views at a global step.
+        """Compute the losses of one batch of normalized views at a global step.
 
         The loss, Sinkhorn and the mean assignment are always those of the whole batch. With
         `accumulate` = k the batch is encoded in k parts whose activations are recomputed during
@@ -153,7 +153,10 @@ class MSN(Method):
         return Output(losses.total, MSNDetails(losses, targets))
 
     def losses_of(self, anchors: Tensor, targets: Tensor, step: int) -> MSNLosses:
-        """Losses of anchor (V*B, out_dim) and target (B, out_dim) features, never in bf16."""
+        """Compute the losses of anchor (V*B, out_dim) and target (B, out_dim) features.
+
+        They are never computed in bf16.
+        """
         dtype = self.prototypes.dtype
         with torch.autocast(anchors.device.type, enabled=False):
             return msn_losses(
@@ -223,14 +226,14 @@ class MSN(Method):
         return parameter_groups(self.anchor, self.prototypes)
 
     def clipped(self) -> Iterator[nn.Parameter]:
-        """Give the anchor's parameters: the prototypes are not clipped, as in the official code."""
+        """Give the anchor's parameters; as in the official code, prototypes are not clipped."""
         return self.anchor.parameters()
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "temperature": self.loss_settings.temperature}
 
     def load_weights(self, found: checkpoint.Found) -> None:
-        """Load anchor, target and prototypes; a file without an anchor gives the target's to it.
+        """Load anchor, target and prototypes; a file without an anchor gives it the target's.
 
         Weights from elsewhere have no projection head: the model keeps the one that was drawn.
         """
@@ -260,7 +263,7 @@ class MSN(Method):
         return cost(config, channels, bf16=bf16)
 
     def draw_keep(self, views: Views, step: int) -> list[Tensor | None]:
-        """Kept patches of the random views, for each part of the batch."""
+        """Draw the patches that the random views keep, for each part of the batch."""
         random, masking = views[RANDOM], self.masking
         height, width = random.shape[-2:]
         rows, columns = self.anchor.patch_embed.grid(height, width)
@@ -285,7 +288,7 @@ class MSN(Method):
         return [part.transpose(0, 1).flatten(0, 1) for part in parts]
 
     def _encode_anchors(self, views: Views, keep: Tensor | None) -> Tensor:
-        """Anchor features (V, b, out_dim) of one part of the batch: random views, then focal."""
+        """Encode random, then focal views of one part of the batch: (V, b, out_dim)."""
 
         def encode(images: Tensor, keep: Tensor | None = None) -> Tensor:
             flat = images.flatten(0, 1)
@@ -310,7 +313,7 @@ class MSN(Method):
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Leave BatchNorm's running statistics alone: a recomputation must not count twice."""
+    """Keep BatchNorm's running statistics unchanged, as a recomputation must not count twice."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -11,7 +11,7 @@ from msn.models.masking import kept_patches
 
 
 def plan_lines(config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:
-    """Give the lines about views, parameters and MSN's own schedules."""
+    """List the facts about views, parameters and MSN's own schedules."""
     with torch.device("meta"):
         anchor = build_anchor(config, channels)
     return [
@@ -22,7 +22,7 @@ def plan_lines(config: Config, channels: int, steps_per_epoch: int) -> list[Fact
 
 
 def views_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
-    """Views of one image and their tokens."""
+    """List the views of one image and their tokens."""
     data = config.data
     kinds = [("target view", 1, data.rand_size, 0.0)]
     kinds.append(("random views", data.rand_views, data.rand_size, data.patch_drop))
@@ -38,7 +38,7 @@ def views_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
 
 
 def parameter_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
-    """Parameters of each part; the target holds as many again as encoder and head."""
+    """Count the parameters of each part; the target has as many as encoder and head."""
     head = sum(parameter.numel() for parameter in anchor.fc.parameters())
     encoder = sum(parameter.numel() for parameter in anchor.parameters()) - head
     prototypes = config.criterion.num_proto * config.meta.output_dim
@@ -48,7 +48,7 @@ def parameter_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
 
 
 def schedule_lines(config: Config, steps_per_epoch: int) -> list[Fact]:
-    """Values at the first and the last step."""
+    """List momentum and sharpening at the first and the last step."""
     last = steps_per_epoch * config.optimization.epochs - 1
     momentum = momentum_schedule(config, steps_per_epoch)
     sharpening = sharpening_schedule(config, steps_per_epoch)
@@ -59,7 +59,7 @@ def schedule_lines(config: Config, steps_per_epoch: int) -> list[Fact]:
 
 
 def cost(config: Config, channels: int, *, bf16: bool) -> Cost:
-    """Count what an image of a step costs: in the encoders, which is nearly all there is."""
+    """Count what one image costs in a step, in the encoders, where nearly all of the cost is."""
     data = config.data
     with torch.device("meta"):
         anchor = build_anchor(config, channels)
@@ -72,13 +72,15 @@ def cost(config: Config, channels: int, *, bf16: bool) -> Cost:
 
 
 def patches_of(anchor: VisionTransformer, size: int) -> int:
-    """Number of patches of a square view."""
+    """Count the patches of a square view."""
     rows, columns = anchor.patch_embed.grid(size, size)
     return rows * columns
 
 
 def flops_per_image(config: Config, anchor: VisionTransformer) -> float:
-    """Floating-point operations of one image in one step: target forward, anchors both ways.
+    """Count the floating-point operations of one image in one step.
+
+    Those are the target's forward pass, and the anchor's forward and backward passes.
 
     Counted, not estimated: the encoder runs on tensors without data.
 
@@ -104,7 +106,7 @@ def flops_per_image(config: Config, anchor: VisionTransformer) -> float:
 
 
 def activation_bytes(anchor: VisionTransformer, tokens: int, *, bf16: bool) -> float:
-    """Estimate of what the blocks keep for the backward pass, for a number of tokens.
+    """Estimate the memory that the blocks keep for the backward pass of some tokens.
 
     Of each token a block keeps two residuals in fp32 and, in the precision of the matrix products,
     query, key, value, the attention's output and the MLP before its GELU (`msn.models.block`).

@@ -12,7 +12,7 @@ from msn.runtime.files import open_regular
 
 
 def read_log_prior(prior: str | PowerLaw, num_prototypes: int) -> Tensor:
-    """Log prior (K,) of `criterion.prior`.
+    """Read the log of the prior (K,) that `criterion.prior` names.
 
     Raises:
         UserError: it names a file that does not hold K positive weights.
