@@ -101,6 +101,7 @@ def import_everything() -> None:
     sys.exit(f"changed {changed}, imported {heavy}" if changed or heavy else 0)
 
 
+@pytest.mark.slow
 def test_importing_has_no_effect() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [sys.executable, __file__]

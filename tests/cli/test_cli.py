@@ -195,6 +195,7 @@ def test_a_terminal_that_cannot_show_a_sign() -> None:
         assert (done.returncode, done.stderr, done.stdout) == (0, b"", shown)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_no_work(tmp_path: Path) -> None:
     """Even in the middle of the output, and with errors on their way to it too."""
     code = (

@@ -38,6 +38,7 @@ def named(command: str, capsys: pytest.CaptureFixture[str]) -> list[Path]:
     return [Path(line.removeprefix("wrote ")) for line in lines[-count:]]
 
 
+@pytest.mark.slow
 def test_all_that_is_written_is_named(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -482,6 +482,7 @@ CONFIG = st.fixed_dictionaries(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(values=CONFIG)
+@pytest.mark.slow
 def test_dump_is_read_back(values: dict[str, Any], tmp_path: Path) -> None:
     config = Config.model_validate(values)
     path = tmp_path / "dump.yaml"

@@ -124,6 +124,7 @@ class TestReading:
             ),
         ],
     )
+    @pytest.mark.slow
     def test_unreadable(self, write: Any, content: str | bytes, message: str) -> None:
         assert refusal(write(content)).startswith(message)
 

@@ -76,6 +76,7 @@ def test_variants_of_vit_s() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("msn_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_plans_can_be_made_and_runs_do_not_share_a_folder(path: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     for image in range(64):

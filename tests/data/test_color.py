@@ -127,6 +127,7 @@ def test_other_channels_are_no_colors(channels: int) -> None:
         np.testing.assert_array_equal(brighter[..., c], expected)
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_the_cache_it_runs(tmp_path: Path) -> None:
     """An installation that nobody may write to, and no home."""
     occupied = tmp_path / "file"

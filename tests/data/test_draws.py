@@ -208,6 +208,7 @@ def test_strong_jitter_never_turns_negative() -> None:
         )
 
 
+@pytest.mark.slow
 def test_switching_one_off_changes_no_other() -> None:
     full = draws(data_section(), (0.3, 1), 50, 50)[:200]
     for name in ("flip", "color_jitter", "grayscale", "blur"):

@@ -299,6 +299,7 @@ def test_bad_files_have_a_reason(name: str, tmp_path: Path, capfd: Any) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_bomb_does_not_go_off(tmp_path: Path) -> None:
     """The size alone is what refuses it: its pixels would decode."""
     (tmp_path / "bomb.png").write_bytes(png(10_000, 9_000, bytes(9_000 * 30_001)))
@@ -331,6 +332,7 @@ def test_files_that_cannot_be_opened_have_a_reason(tmp_path: Path) -> None:
     assert reasons == ["No such file or directory", "Is a directory", "not a regular file"]
 
 
+@pytest.mark.slow
 def test_unreadable_permissions_have_a_reason(tmp_path: Path) -> None:
     """As nobody, since root may read everything."""
     (tmp_path / "a.jpg").write_bytes(JPEG)

@@ -366,6 +366,7 @@ raise KeyError("its traceback holds the batches")
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_still_holds_batches_can_end() -> None:
     command = [sys.executable, "-c", LEFT_OPEN]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -408,6 +409,7 @@ def private_mib(pid: int) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+@pytest.mark.slow
 def test_a_worker_does_not_grow() -> None:
     """Though it has looked at thousands of names; in a list those would cost 7 MiB."""
     source = Named(60_000)

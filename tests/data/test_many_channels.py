@@ -71,6 +71,7 @@ def test_contact_sheet_shows_three_channels(place: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["huggingface", "timm", "torch", "official"])
+@pytest.mark.slow
 def test_exports(form: str, place: Path) -> None:
     out = place / f"export-{form}"
     name = {"official": ".pth.tar", "torch": ".pt2"}.get(form, "")

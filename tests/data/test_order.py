@@ -79,6 +79,7 @@ def test_permutation_differs_by_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize(("length", "orders"), [(3, 6), (4, 24), (5, 120)])
+@pytest.mark.slow
 def test_all_orders_are_about_equally_frequent(length: int, orders: int) -> None:
     draws = 60 * orders
     counts = Counter(
@@ -92,6 +93,7 @@ def test_all_orders_are_about_equally_frequent(length: int, orders: int) -> None
 
 
 @pytest.mark.parametrize("length", [7, 16, 40])
+@pytest.mark.slow
 def test_every_place_is_about_equally_frequent(length: int) -> None:
     draws = 2000
     counts = np.zeros((length, length))

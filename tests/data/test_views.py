@@ -156,6 +156,7 @@ def test_render_applies_all_in_the_order_of_the_original(photos: list[np.ndarray
 # --- whole views
 
 
+@pytest.mark.slow
 def test_golden_pixel_statistics(golden: dict[str, Any], photos: list[np.ndarray]) -> None:
     """Each kind of view, all augmentations on, has the statistics recorded from the original."""
     count, spec = 300, data_section()

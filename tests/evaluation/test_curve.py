@@ -18,6 +18,7 @@ def outcomes() -> list[Outcome]:
     ]
 
 
+@pytest.mark.slow
 def test_each_set_of_labels_gets_its_classifier() -> None:
     features, labels = blobs(7)
     test, truth = blobs(7, seed=1)

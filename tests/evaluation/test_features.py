@@ -129,6 +129,7 @@ def in_memory(encoder: FrozenEncoder, source: Stripes, taps: Taps = MSN_TAPS) ->
 
 @pytest.mark.parametrize("taps", [Taps(), Taps(blocks=2, mask=0.5)])
 @pytest.mark.parametrize(("batch_size", "shard", "num_workers"), [(3, 5, 0), (256, 4, 2)])
+@pytest.mark.slow
 def test_features_of_a_source(
     encoder: FrozenEncoder,
     tmp_path: Path,

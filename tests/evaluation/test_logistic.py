@@ -85,6 +85,7 @@ def test_features_are_centered_and_scaled_sample_by_sample() -> None:
         prepare(torch.tensor([[1.0, 2.0], [torch.inf, 0.0]]))
 
 
+@pytest.mark.slow
 def test_the_strength_that_cross_validation_chooses() -> None:
     # Where classes overlap wholly in a few samples a strong penalty is best, where they do not any.
     noisy, labels = blobs(4, noise=4.0)

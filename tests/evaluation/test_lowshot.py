@@ -75,6 +75,7 @@ def test_too_few_images(labels: list[int], message: str) -> None:
         low_shot(features, y, features, y, images_per_class=2)
 
 
+@pytest.mark.slow
 def test_pixels_of_the_digits() -> None:
     splits = labeled_splits(Digits(split="train"), Digits(split="val"))
     train, val = (evaluation_images(images, image_size=16) for images in (splits.train, splits.val))

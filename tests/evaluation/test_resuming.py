@@ -40,6 +40,7 @@ WRONG: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_linear_evaluation_goes_on_from_nothing_else(weights: Path, tmp_path: Path) -> None:
     chosen = config(weights, tmp_path, optimization__epochs=1)
     result = linear_evaluation(chosen, CPU)

@@ -82,6 +82,7 @@ def test_unit_length_behind_a_plain_norm_goes_into_the_linear_layer(tmp_path: Pa
     assert without_unit_length(plain, tmp_path) is plain
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model(tmp_path: Path) -> None:
     sections = values(
         pretrained(tmp_path), tmp_path, optimization__epochs=1, optimization__warmup=0

@@ -129,6 +129,7 @@ def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return said.err
 
 
+@pytest.mark.slow
 def test_files_that_are_not_what_they_claim(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +244,7 @@ def wrapped(which: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "Lightning", {"state_dict": lightning, "epoch": 3}
 
 
+@pytest.mark.slow
 def test_files_of_other_projects(tmp_path: Path) -> None:
     for name, state in wrapped("target"):
         buffer = tmp_path / "w.pth"

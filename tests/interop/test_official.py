@@ -38,6 +38,7 @@ def test_the_released_shapes_tell_their_encoder(name: str) -> None:
     assert weights.prototypes.shape == (1024, 256)
 
 
+@pytest.mark.slow
 def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
     theirs = released_state("vits16_800ep", values=True)
     torch.save(theirs, tmp_path / "theirs.pth.tar")

@@ -19,6 +19,7 @@ from tests.support.encoders import TINY, images, random_weights, relative, same
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_features_of_vit_s_as_a_named_model(tmp_path: Path) -> None:
     """`checkpoint_path` loads strictly: with nothing missing and nothing left over."""
     weights = random_weights(ENCODERS["deit_small"], image_size=224, with_head=False)
@@ -41,6 +42,7 @@ def test_features_of_vit_s_as_a_named_model(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("classes", [0, 5])
+@pytest.mark.slow
 def test_any_size_as_a_folder(tmp_path: Path, size: EncoderSize, classes: int) -> None:
     weights = random_weights(size, image_size=28, in_chans=1, classes=classes, with_head=False)
     timm_vit.write(tmp_path / "a", weights)

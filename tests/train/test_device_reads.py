@@ -74,6 +74,7 @@ def steps_on_meta(folder: Path, **changes: Any) -> tuple[Parts, StepResult]:
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=lambda changes: ",".join(changes) or "default")
+@pytest.mark.slow
 def test_a_step_and_its_metrics_read_nothing(tmp_path: Path, changes: dict[str, Any]) -> None:
     parts, result = steps_on_meta(tmp_path, **changes)
     metrics = parts.model.metrics(result.output)
@@ -82,6 +83,7 @@ def test_a_step_and_its_metrics_read_nothing(tmp_path: Path, changes: dict[str, 
     assert all(parameter.grad is not None for parameter in msn_of(parts).anchor.parameters())
 
 
+@pytest.mark.slow
 def test_a_read_or_a_mixture_would_fail(tmp_path: Path) -> None:
     parts, result = steps_on_meta(tmp_path)
     with pytest.raises(RuntimeError, match="meta"):

@@ -74,6 +74,7 @@ def make(folder: Path, per_class: int = 12, channels: int = 1) -> tuple[str, Eva
     return text, train, val
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_evaluations(tmp_path: Path) -> None:
     text, train, val = make(tmp_path)
     good = represent("good", train, val, 3.0)
@@ -127,6 +128,7 @@ def test_columns_that_a_class_cannot_fill_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("logged", [0, 1, 30])
+@pytest.mark.slow
 def test_picture_is_written(tmp_path: Path, channels: int, logged: int) -> None:
     if logged:
         write_log(tmp_path / "run_r0.csv", logged)

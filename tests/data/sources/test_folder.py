@@ -293,6 +293,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert source.read(0).image.shape == (6, 6, 3)
 
 
+@pytest.mark.slow
 def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     for i in range(30):
         save(tmp_path / f"set/{i}/{i}.png")

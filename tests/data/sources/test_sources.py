@@ -100,6 +100,7 @@ def test_gray_and_color_are_the_same_image(place: dict[str, Any]) -> None:
     assert np.abs(luma - gray[..., 0]).max() <= (4 if place["source"] == "tar" else 2)  # JPEG
 
 
+@pytest.mark.slow
 def test_trains_for_an_epoch(place: dict[str, Any], tmp_path: Path) -> None:
     changes = {f"data__{key}": value for key, value in place.items()}
     steps = 1297 // 64 if place["source"] == "digits" else COUNT // 8

@@ -38,6 +38,7 @@ def test_every_trainable_parameter_learns_and_the_target_does_not(tmp_path: Path
     assert not any(parameter.requires_grad for parameter in msn_of(parts).target.parameters())
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradients_from_less_memory(tmp_path: Path) -> None:
     """Also where stochastic depth draws, and under accumulation, which recomputes as well."""
     kept: dict[bool, int] = {}
