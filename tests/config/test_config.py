@@ -24,6 +24,7 @@ from msn.config.load import (
     Probe,
     load_config,
 )
+from tests.support.configs import MINIMAL
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -131,23 +132,6 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
     },
     "optimization": {"ema": (0.996, 1.0), "schedule_stretch": 1.25, "accumulate": 1},
 }
-
-MINIMAL = """\
-data:
-  root_path: /images
-logging:
-  folder: runs/a
-"""
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Any:
-    def write(content: str | bytes) -> Path:
-        path = tmp_path / "a.yaml"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
 
 
 def built(section: str = "data", /, **keys: Any) -> Config:

@@ -13,23 +13,7 @@ from msn.config.sections.base import Section
 from msn.config.sections.evaluation import AugmentedImages
 from msn.config.yaml_file import read
 from msn.runtime.errors import UserError
-
-MINIMAL = """\
-data:
-  root_path: /images
-logging:
-  folder: runs/a
-"""
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Any:
-    def write(content: str | bytes) -> Path:
-        path = tmp_path / "a.yaml"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
+from tests.support.configs import MINIMAL
 
 
 def refusal(path: Path, *overrides: str) -> str:

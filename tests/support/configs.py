@@ -1,0 +1,8 @@
+"""Config files written by tests."""
+
+MINIMAL = """\
+data:
+  root_path: /images
+logging:
+  folder: runs/a
+"""
