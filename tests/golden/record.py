@@ -1,4 +1,4 @@
-"""The golden numbers, from MSN_GOLDEN_DIR or from this folder."""
+"""The golden numbers, from the folders that the environment names or from this one."""
 
 import json
 import os
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(os.environ.get("MSN_GOLDEN_DIR", Path(__file__).parent))
+MAE = Path(os.environ.get("MSN_GOLDEN_MAE_DIR", Path(__file__).parent / "mae"))
+SIMMIM = Path(os.environ.get("MSN_GOLDEN_SIMMIM_DIR", Path(__file__).parent / "simmim"))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
 # What a float32 run may differ from the float64 truth: a few times what the original's own
 # float32 run did, or a few units in the last place where that happened to be nothing.
@@ -22,9 +24,9 @@ ULPS = 16 * 2.0**-23
 class Golden:
     """One .npz file and its entry in meta.json."""
 
-    def __init__(self, name: str) -> None:
-        self.arrays = np.load(GOLDEN / name, allow_pickle=False)
-        self.meta: dict[str, Any] = golden_json("meta.json")["files"][name]
+    def __init__(self, name: str, folder: Path) -> None:
+        self.arrays = np.load(folder / name, allow_pickle=False)
+        self.meta: dict[str, Any] = golden_json("meta.json", folder)["files"][name]
 
     def __contains__(self, key: str) -> bool:
         return key in self.arrays.files
@@ -44,13 +46,13 @@ class Golden:
 
 
 @lru_cache
-def golden(name: str) -> Golden:
-    return Golden(name)
+def golden(name: str, folder: Path = GOLDEN) -> Golden:
+    return Golden(name, folder)
 
 
 @lru_cache
-def golden_json(name: str) -> Any:
-    return json.loads((GOLDEN / name).read_text("utf-8"))
+def golden_json(name: str, folder: Path = GOLDEN) -> Any:
+    return json.loads((folder / name).read_text("utf-8"))
 
 
 def golden_files(pattern: str) -> list[str]:
