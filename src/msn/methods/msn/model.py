@@ -2,13 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -29,6 +28,7 @@ from msn.methods.msn.losses import LossSettings, MSNLosses, msn_losses
 from msn.methods.msn.plan import cost, plan_lines
 from msn.methods.msn.prior import read_log_prior
 from msn.methods.schedules import Schedule
+from msn.models.batch_norm import statistics_kept
 from msn.models.encoder import VisionTransformer
 from msn.models.masking import Masking, random_keep
 from msn.runtime import checkpoint, collectives
@@ -300,7 +300,7 @@ class MSN(Method):
                 flat,
                 keep,
                 use_reentrant=False,
-                context_fn=lambda: (nullcontext(), _statistics_kept(self.anchor)),
+                context_fn=lambda: (nullcontext(), statistics_kept(self.anchor)),
             )
             again: Tensor = features.unflatten(0, images.shape[:2])
             return again
@@ -309,17 +309,3 @@ class MSN(Method):
         if len(views[FOCAL]):
             kinds.append(encode(views[FOCAL]))
         return torch.cat(kinds)
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics unchanged, as a recomputation must not count twice."""
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
