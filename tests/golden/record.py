@@ -55,8 +55,8 @@ def golden_json(name: str, folder: Path = GOLDEN) -> Any:
     return json.loads((folder / name).read_text("utf-8"))
 
 
-def golden_files(pattern: str) -> list[str]:
-    return sorted(path.name for path in GOLDEN.glob(pattern))
+def golden_files(pattern: str, folder: Path = GOLDEN) -> list[str]:
+    return sorted(path.name for path in folder.glob(pattern))
 
 
 def natural(entry: Any) -> float:
