@@ -17,8 +17,9 @@ from msn.runtime import collectives, lock
 from msn.runtime.distributed import VARIABLES, World, find_world, joined
 from msn.runtime.errors import PeerLost, RunError, UserError
 from msn.train.pretraining import pretrain
-from tests.support.commands import CONTEXT, end, start, text
+from tests.support.commands import end, start, text
 from tests.support.experiments import tiny_config, write_tiny
+from tests.support.forking import CONTEXT
 from tests.support.processes import run_on
 from tests.train.test_pretraining import ROOT
 

@@ -1,7 +1,6 @@
 """Run the command in processes of their own, quickly: forked from one that has imported it all."""
 
 import contextlib
-import multiprocessing
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-CONTEXT = multiprocessing.get_context("forkserver")
+from tests.support.forking import CONTEXT
 
 
 def start(
     arguments: Sequence[str], output: Path, environment: Mapping[str, str] | None = None
 ) -> BaseProcess:
     """`msn ARGUMENTS`, with stdout and stderr in OUTPUT.out and OUTPUT.err."""
-    CONTEXT.set_forkserver_preload(["torch", "msn.train.pretraining", "msn.cli.pretrain"])
     process = CONTEXT.Process(target=_command, args=(list(arguments), output, environment or {}))
     process.start()
     return process

@@ -1,6 +1,5 @@
 """Run a function on several processes that are joined by gloo."""
 
-import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.support.forking import CONTEXT
+
 TIMEOUT = timedelta(seconds=120)
 
 
@@ -17,12 +18,10 @@ def run_on(processes: int, function: Callable[..., Any], *arguments: Any) -> lis
     """What `function(*arguments)` returns on each of so many processes, by rank."""
     if processes == 1:
         return [function(*arguments)]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "msn.train.pretraining", "tests.support.experiments"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         members = [
-            context.Process(target=_member, args=(rank, processes, folder, function, arguments))
+            CONTEXT.Process(target=_member, args=(rank, processes, folder, function, arguments))
             for rank in range(processes)
         ]
         for member in members:

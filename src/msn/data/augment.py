@@ -15,7 +15,6 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
-from timm.data import create_transform
 
 from msn.data.image import Image
 from msn.runtime.keyed import Stream, seed64
@@ -67,6 +66,8 @@ class Augment:
 
     @cached_property
     def _transform(self) -> Compose:
+        from timm.data import create_transform
+
         steps = create_transform(
             self.size,
             is_training=True,
@@ -98,6 +99,8 @@ class Center:
 
     @cached_property
     def _transform(self) -> Compose:
+        from timm.data import create_transform
+
         transform: Compose = create_transform(
             self.size,
             use_prefetcher=True,

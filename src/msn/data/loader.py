@@ -71,6 +71,8 @@ def training_batches(
     """
     if order.length != len(source):
         raise ValueError(f"an order of {order.length} samples for {len(source)} images")
+    if not spec.on_device:
+        import msn.data.color  # noqa: F401 - numba once, not in each worker that is forked
     # One buffer is with the caller while each worker fills, or has filled, its share.
     slots, shared = num_workers * PREFETCH + 1, num_workers > 0
     ring = _allocate(slots, spec, order.batch_size, source.channels, shared=shared)

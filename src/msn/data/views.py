@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import torch
 
-from msn.data.color import adjust
 from msn.data.draws import Box, Draw, ViewSpec, draw_view, pack
 from msn.data.image import Image
 from msn.runtime import keyed
@@ -124,6 +123,8 @@ def augment(view: np.ndarray, draw: Draw) -> np.ndarray:
     if draw.flip:
         view = _by_channels(lambda part: cv2.flip(part, 1), view)
     if draw.jitter or draw.grayscale:
+        from msn.data.color import adjust  # imports numba
+
         view = np.ascontiguousarray(view)
         adjust(view, draw.jitter, grayscale=draw.grayscale)
     return view if draw.blur is None else gaussian_blur(view, draw.blur)

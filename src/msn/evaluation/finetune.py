@@ -5,12 +5,9 @@ moving average. What they draw is keyed by the step, so that a resumed run draws
 """
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
-from timm.optim import param_groups_layer_decay
-from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +25,9 @@ from msn.runtime.devices import use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 
+if TYPE_CHECKING:
+    from timm.data import Mixup
+
 
 class FinetuneLearner:
     """A classifier that is trained with its encoder.
@@ -41,6 +41,9 @@ class FinetuneLearner:
     names = ("finetune",)
 
     def __init__(self, config: FinetuneConfig, model: Classifier, job: Job) -> None:
+        from timm.data.random_erasing import RandomErasing
+        from timm.utils import ModelEmaV3
+
         optimization = config.optimization
         self.model, self.device = model, model.head.weight.device
         self.replica = collectives.replicated(model)
@@ -132,6 +135,8 @@ def build_optimizer(
     model: Classifier, *, weight_decay: float, layer_decay: float
 ) -> torch.optim.AdamW:
     """Build AdamW; each block's learning rate is `layer_decay` times that of the next."""
+    from timm.optim import param_groups_layer_decay
+
     groups = param_groups_layer_decay(
         model,
         weight_decay=weight_decay,
@@ -141,10 +146,12 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
-def build_mix(criterion: FinetuneCriterion, classes: int) -> Mixup | None:
+def build_mix(criterion: FinetuneCriterion, classes: int) -> "Mixup | None":
     """Build mixup and cutmix, of which each step uses one; None if both are off."""
     if not criterion.mixup and not criterion.cutmix:
         return None
+    from timm.data import Mixup
+
     return Mixup(
         mixup_alpha=criterion.mixup,
         cutmix_alpha=criterion.cutmix,

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from msn.models.encoder import VisionTransformer
@@ -32,6 +31,8 @@ class Classifier(nn.Module):
         drop_path_rate: float = 0.0,
         trained_blocks: int | None = None,
     ) -> None:
+        from timm.layers import DropPath
+
         super().__init__()
         self.pool = pool
         self.norm: nn.LayerNorm = encoder.norm

@@ -6,18 +6,19 @@ and parameters are `DTensor`s of whole shape. Checkpoints hold whole tensors: `w
 `shared_out` takes them.
 """
 
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device) -> None:
@@ -37,6 +38,9 @@ def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device)
             "meta.shard: true shares weights out over processes, but there is one only; start"
             " several (--devices, torchrun, srun) or set it to false"
         )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (processes,))
     for encoder in encoders:
         blocks: Any = encoder.blocks
@@ -48,12 +52,13 @@ def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device)
 
 def is_sharded(module: nn.Module) -> bool:
     """Tell whether each process holds only a shard of the weights."""
-    return isinstance(module, FSDPModule)
+    library = sys.modules.get("torch.distributed.fsdp")  # not imported to learn that nothing is
+    return library is not None and isinstance(module, library.FSDPModule)
 
 
 def full(tensor: Tensor) -> Tensor:
     """Gather a full tensor on every process; all of them call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_share(tensor) else tensor
 
 
 def whole(value: Any) -> Any:
@@ -61,7 +66,7 @@ def whole(value: Any) -> Any:
 
     All processes call this; to the others such a tensor is empty.
     """
-    if isinstance(value, DTensor):
+    if _is_share(value):
         gathered = full(value.detach())
         return gathered.cpu() if dist.get_rank() == 0 else torch.empty(0)
     if isinstance(value, dict):
@@ -71,7 +76,14 @@ def whole(value: Any) -> Any:
 
 def shared_out(tensor: Tensor, like: Tensor) -> Tensor:
     """Shard a full tensor, which every process has, as `like` is; leave it full if `like` is."""
-    if not isinstance(like, DTensor):
+    if not _is_share(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     mesh, placements = like.device_mesh, like.placements
     return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+
+
+def _is_share(value: Any) -> "TypeGuard[DTensor]":
+    library = sys.modules.get("torch.distributed.tensor")  # likewise
+    return library is not None and isinstance(value, library.DTensor)
