@@ -1,15 +1,15 @@
 """The README keeps its promises: its commands run, its links lead somewhere."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+from tests.support.commands import end, start_python, text
 
 pytestmark = pytest.mark.slow
 
@@ -40,23 +40,23 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """The command as written, but over in seconds: small model, one epoch, few draws."""
+    """What python is to run: the command as written, but over in seconds."""
     if "configs/quickstart.yaml" in words and "=" in words[-1]:  # the demo alone reports
         words = [*words, "logging.probe.report=false"]
     if words[0] == "torchrun":  # --standalone: whatever else runs here, the port is free
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], *SHORT]
+        return ["-m", "torch.distributed.run", "--standalone", *words[1:], *SHORT]
     if "--linear-eval" in words or "finetune" in words:
         warmup = ["optimization.warmup=0"] * ("finetune" in words)
-        return [sys.executable, *words[1:], "optimization.epochs=1", *warmup]
+        return [*words[1:], "optimization.epochs=1", *warmup]
     if words[1] == "-m":
         draws = ["--draws", "2"]
         few = {"all": [*draws, "--max-images", "300"], "logistic": draws}.get(words[4], [])
-        return [sys.executable, *words[1:], *few]
+        return [*words[1:], *few]
     if "configs/pretrain/msn_vits16.yaml" in words:
         tiny = "{patch_size: 16, embed_dim: 16, depth: 1, num_heads: 1}"
         size = ["data.rand_size=32", "data.focal_size=16", "criterion.batch_size=2"]
         words = [*words, f"meta.encoder={tiny}", "meta.model_name=null", *size]
-    return [sys.executable, *words[1:], *SHORT]
+    return [*words[1:], *SHORT]
 
 
 def test_there_are_commands() -> None:
@@ -68,17 +68,10 @@ def test_commands_run_as_written(workplace: Path) -> None:
     """In order, as a reader would: a later one may need what an earlier one made."""
     demo = "python main.py --fname configs/quickstart.yaml"  # what `make demo` runs
     for command in [demo, *filter(RUN.match, COMMANDS)]:
-        result = subprocess.run(
-            shortened(shlex.split(command)),
-            cwd=workplace,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=300,
-            check=False,
-        )
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-        assert result.stderr == "", command
+        process = start_python(shortened(shlex.split(command)), workplace / "said", workplace)
+        code, stderr = end(process, 300), text(workplace / "said")
+        assert code == 0, f"{command}\n{text(workplace / 'said', 'out')}\n{stderr}"
+        assert stderr == "", command
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -1,37 +1,29 @@
 """Runs of their own processes, killed, and what they leave behind."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.commands import start, wait_for_step
+
 ROOT = Path(__file__).parents[2]
 NO_MATTER = {"folder", "num_workers", "checkpoint_freq_itr"}
 
 
 def killed_at(words: list[str], steps: int) -> None:
-    """Run `python -m msn WORDS` up to a step, then `kill -9` it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "msn", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        logged = re.search(r"step (\d+)/", line)
-        if logged and int(logged[1]) >= steps:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    """Run `msn WORDS` up to a step, then `kill -9` it."""
+    with tempfile.TemporaryDirectory() as name:
+        process = start(words, Path(name, "said"))
+        wait_for_step(process, Path(name, "said"), steps)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(timeout=60)
+        assert process.exitcode == -signal.SIGKILL
 
 
 def assert_same(a: Any, b: Any, where: str = "state") -> None:

@@ -1,6 +1,5 @@
 """A method of a dozen lines: what a third party would write from the interface alone."""
 
-import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
@@ -9,14 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msn.config.load import Config, load_config
+from msn.config.load import Config
 from msn.data.batch import Views
 from msn.data.draws import ViewKind
 from msn.methods import Method, Output
 from msn.models.encoder import EncoderSize, VisionTransformer, build_encoder
-from msn.runtime import log
-from msn.runtime.distributed import find_world, joined
-from msn.train.pretraining import pretrain
 
 
 class Toy(Method):
@@ -50,15 +46,3 @@ class Toy(Method):
 
     def metrics(self, output: Output) -> dict[str, Tensor]:
         return {**super().metrics(output), "variance": output.details.mean()}
-
-
-def main(path: str) -> None:
-    """Pre-train with the toy, as one of the processes that the environment tells of."""
-    log.show()
-    config, world, device = load_config(path), find_world(), torch.device("cpu")
-    with joined(world, device, identity={}, timeout=60, patience=60):
-        pretrain(config, device, Toy)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,10 +1,6 @@
 """The loop that learns from labels: what it keeps, when it stops, what it measures with."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,8 @@ from msn.runtime.errors import RunError
 from msn.train import learning
 from msn.train.learning import linear_evaluation, training_batches
 from tests.evaluation.test_linear import beyond, config, latest
-from tests.support.labeled import CPU, ROOT, values, write
+from tests.support.commands import end, start, text, wait_for_step
+from tests.support.labeled import CPU, values, write
 
 pytestmark = pytest.mark.slow
 
@@ -56,18 +53,12 @@ def test_a_signal_stops_it_with_a_save(weights: Path, tmp_path: Path) -> None:
     """Between the saves that are due anyway, and the same command ends it."""
     sections = values(weights, tmp_path / "run", optimization__lr=2.0)
     file = write(tmp_path / "linear.yaml", sections)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "msn", "evaluate", "linear", "--fname", str(file)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 5/" in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    output = tmp_path / "said"
+    process = start(["evaluate", "linear", "--fname", str(file)], output)
+    wait_for_step(process, output, 5)
+    process.terminate()
+    assert end(process, 60) == 130
+    err = text(output)
     done = latest(tmp_path / "run")["step"]
     assert 5 <= done < 20
     assert err.strip() == (

@@ -1,26 +1,24 @@
 """The loop knows no method: one written from `msn.methods.base` alone has all that MSN has."""
 
 import csv
-import os
-import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from msn.cli.main import main
+from msn.data.batch import Views
+from msn.methods import Output
 from msn.runtime import checkpoint
 from msn.train.pretraining import pretrain
-from tests.support.experiments import tiny_config, write_tiny
+from tests.support.experiments import tiny_config
 from tests.support.processes import run_on
-from tests.support.runs import ROOT, assert_same
+from tests.support.runs import Broken, assert_same
 from tests.support.toy import Toy
 
 pytestmark = pytest.mark.processes
 
+CPU = torch.device("cpu")
 SETTINGS = {
     "logging__checkpoint_freq_itr": 5,
     "logging__probe": {"every": 1, "k": 5, "max_images": 100},
@@ -28,33 +26,8 @@ SETTINGS = {
 }
 
 
-def start(config: Path, processes: int) -> subprocess.Popen[str]:
-    """The toy as a process of its own, or as several under torchrun."""
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "tests.support.toy"]
-    path = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.Popen(
-        [*command, str(config)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-
-
-def kill_at(process: subprocess.Popen[str], step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        logged = re.search(r"step (\d+)/", line)
-        if logged and int(logged[1]) >= step:
-            break
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
-
-
 def test_it_trains_logs_and_is_probed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pretrain(tiny_config(tmp_path, **SETTINGS), torch.device("cpu"), Toy)
+    pretrain(tiny_config(tmp_path, **SETTINGS), CPU, Toy)
     with (tmp_path / "tiny_r0.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[-1] == "variance"
@@ -71,19 +44,31 @@ def test_it_trains_logs_and_is_probed(tmp_path: Path, capsys: pytest.CaptureFixt
     )
 
 
-def unbroken(folder: Path) -> None:
-    pretrain(tiny_config(folder, **SETTINGS), torch.device("cpu"), Toy)
+class Breaking(Toy):
+    """The toy, until it fails in the middle of a step."""
+
+    def forward(self, views: Views, *, step: int) -> Output:
+        if step == 17:
+            raise Broken
+        return super().forward(views, step=step)
+
+
+def broken_and_unbroken(folder: Path) -> None:
+    """Two runs; the one that breaks off goes on from its last save."""
+    whole, broken = (tiny_config(folder / name, **SETTINGS) for name in ("whole", "broken"))
+    pretrain(whole, CPU, Toy)
+    with pytest.raises(Broken):
+        pretrain(broken, CPU, Breaking)
+    done = checkpoint.load(folder / "broken/tiny-latest.pth.tar")["step"]
+    assert done == 15
+    pretrain(broken, CPU, Toy)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_it_ends_as_if_unbroken(tmp_path: Path, processes: int) -> None:
-    config = write_tiny(tmp_path / "toy.yaml", tmp_path / "run", **SETTINGS)
-    kill_at(start(config, processes), 17)
-    done = checkpoint.load(tmp_path / "run/tiny-latest.pth.tar")["step"]
-    assert 0 < done < 40 // processes
-    assert start(config, processes).wait(timeout=120) == 0
-    run_on(processes, unbroken, tmp_path / "unbroken")
+def test_broken_off_it_ends_as_if_unbroken(tmp_path: Path, processes: int) -> None:
+    run_on(processes, broken_and_unbroken, tmp_path)
     broken, whole = (
-        checkpoint.load(tmp_path / name / "tiny-latest.pth.tar") for name in ("run", "unbroken")
+        checkpoint.load(tmp_path / name / "tiny-latest.pth.tar") for name in ("broken", "whole")
     )
+    assert whole["step"] == 40 // processes
     assert_same(broken, whole)

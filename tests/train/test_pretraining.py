@@ -3,19 +3,19 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from msn.cli.main import main
 from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
 from msn.runtime.identity import changes
 from msn.runtime.resumable import config_changes
 from msn.train.pretraining import pretrain
+from tests.support.commands import end, start, text, wait_for_step
 from tests.support.experiments import tiny_config, write_tiny
 from tests.support.runs import assert_same, killed_at
 
@@ -34,23 +34,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def latest(folder: Path) -> dict[str, Any]:
     return checkpoint.load(checkpoint.latest_path(folder, "tiny"))
-
-
-def command(config: Path, *overrides: str) -> list[str]:
-    return [sys.executable, str(ROOT / "main.py"), "--fname", str(config), *overrides]
-
-
-def run(config: Path, *overrides: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(config, *overrides),
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-        check=False,
-        **settings,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +67,7 @@ def test_files_of_a_run(unbroken: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_any_step_a_run_ends_as_if_unbroken(
-    unbroken: Path, tmp_path: Path, workers: int
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     config = write_tiny(
         tmp_path / "tiny.yaml",
@@ -98,34 +81,26 @@ def test_killed_at_any_step_a_run_ends_as_if_unbroken(
         done = latest(tmp_path / "run")["step"]
         assert 0 < done < 80
         assert done % 7 == 0 or done % 40 == 0
-    result = run(config)
-    assert result.returncode == 0, result.stderr
-    assert "resumed from" in result.stdout
+    assert main(["pretrain", "--fname", str(config)]) == 0
+    assert "resumed from" in capsys.readouterr().out
     assert_same(latest(tmp_path / "run"), latest(unbroken))
     assert rows(tmp_path / "run") == rows(unbroken)
 
 
 def test_interrupted_by_ctrl_c(unbroken: Path, tmp_path: Path) -> None:
     config = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run", optimization__epochs=2)
-    process = subprocess.Popen(
-        command(config, "data.num_workers=1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other threads round differently
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    while "step 13/" not in process.stdout.readline():
-        assert process.poll() is None
+    command, output = ["pretrain", "--fname", str(config)], tmp_path / "said"
+    process = start([*command, "data.num_workers=1"], output)
+    wait_for_step(process, output, 13)
+    assert process.pid is not None
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to workers, too
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert end(process, 60) == 130
+    stderr = text(output)
     assert "saved" in stderr
     assert "the same command goes on from there" in stderr
     assert len(stderr.strip().splitlines()) == 1
     assert 13 <= latest(tmp_path / "run")["step"] < 80
-    assert run(config).returncode == 0
+    assert main(command) == 0
     assert_same(latest(tmp_path / "run")["encoder"], latest(unbroken)["encoder"])
 
 
@@ -230,8 +205,6 @@ WRONG = [
 def test_a_wrong_request_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
-    from msn.cli.main import main
-
     config = write_tiny(tmp_path / "tiny.yaml", tmp_path / "run")
     assert main(["pretrain", "--fname", str(config), *arguments]) == 2
     output = capsys.readouterr()
@@ -241,16 +214,19 @@ def test_a_wrong_request_is_one_line(
     assert not (tmp_path / "run" / "tiny-latest.pth.tar").exists()
 
 
-def test_damaged_checkpoint_is_one_line(unbroken: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_one_line(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     content = checkpoint.latest_path(unbroken, "tiny").read_bytes()
     broken = checkpoint.latest_path(run_folder, "tiny")
     broken.write_bytes(content[:1000])
-    result = run(write_tiny(tmp_path / "tiny.yaml", run_folder))
-    assert result.returncode == 2
-    assert "tiny-latest.pth.tar" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    config = write_tiny(tmp_path / "tiny.yaml", run_folder)
+    assert main(["pretrain", "--fname", str(config)]) == 2
+    stderr = capsys.readouterr().err
+    assert "tiny-latest.pth.tar" in stderr
+    assert len(stderr.strip().splitlines()) == 1
     assert broken.read_bytes() == content[:1000]
 
 
