@@ -97,8 +97,10 @@ def test_a_compiled_run_killed_and_resumed_ends_as_if_unbroken(tmp_path: Path) -
 
 def trained_together(folder: Path, compiled: bool, shard: bool) -> tuple[list[float], Tensor]:
     """Losses of two steps on several processes, and a weight of the first block after them."""
-    changes = {"meta__compile": compiled, "meta__shard": shard}
-    parts = tiny_parts(folder, criterion__batch_size=16, **changes).replicated()
+    block = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    changes = {"meta__compile": compiled, "meta__shard": shard, "meta__encoder": block}
+    changes |= {"criterion__batch_size": 16, "data__focal_views": 0}
+    parts = tiny_parts(folder, **changes).replicated()
     own = batches(parts, 16, 4)[collectives.rank() :: 2]
     losses = [float(train_step(parts, views, step).loss) for step, views in enumerate(own)]
     return losses, full(msn_of(parts).anchor.blocks[0].attn.qkv.weight.detach())

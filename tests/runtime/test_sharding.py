@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from msn.cli.main import main
 from msn.config.load import Config
 from msn.data.batch import Views
 from msn.methods.optim import build_optimizer
@@ -171,14 +172,16 @@ def test_rank_0_gets_a_whole_encoder_to_probe(tmp_path: Path) -> None:
     torch.testing.assert_close(*found)
 
 
-def test_a_sharded_run_is_probed_and_saved_and_goes_on_alone(tmp_path: Path) -> None:
+def test_a_sharded_run_is_probed_and_saved_and_goes_on_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = write_config(tmp_path, tmp_path / "run", logging__probe={"every": 1})
     code, out, err = finished(spawned(config, "optimization.epochs=1", "meta.shard=true"))
     assert (code, err) == (0, "")
     assert "finished: 1 epoch, 40 steps" in out
     assert (tmp_path / "run" / "tiny-probe.csv").read_text().count("\n") == 2
-    code, out, err = finished(spawned(config, processes=1))
-    assert (code, err) == (0, "")
+    assert main(["pretrain", "--fname", str(config)]) == 0
+    out = capsys.readouterr().out
     assert "resumed from" in out
     assert "changed since the checkpoint: meta.shard: True -> False" in out
     assert losses(tmp_path / "run")[-1][0] == 76
