@@ -119,5 +119,29 @@ def test_the_package_by_itself_loads_no_library() -> None:
     }
 
 
+SLOW = {  # takes longer than all of ours together
+    *("cyanure", "matplotlib", "numba", "sklearn", "timm", "torch._dynamo"),
+    *("torch.distributed.fsdp", "torch.distributed.tensor", "torchvision", "transformers"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("import msn; msn.load_encoder", SLOW),
+        ("import msn.cli.pretrain", SLOW),
+        ("from msn.cli.main import main; main(['pretrain', '--help'])", {"numpy", "torch", *SLOW}),
+    ],
+)
+def test_what_is_imported_only_where_it_is_used(code: str, unwanted: set[str]) -> None:
+    listing = f"import atexit, sys; atexit.register(lambda: print('\\n', *sys.modules)); {code}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    result = subprocess.run(
+        [sys.executable, "-c", listing], capture_output=True, text=True, check=True, env=environment
+    )
+    assert not unwanted & {*result.stdout.splitlines()[-1].split()}
+
+
 if __name__ == "__main__":
     import_everything()

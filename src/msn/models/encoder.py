@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from msn.models.block import Block
 from msn.models.masking import select
 
 CONV_STEM_STRIDE = 16
@@ -132,6 +131,8 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
         head: nn.Module | None = None,
     ) -> None:
+        from msn.models.block import Block  # timm takes seconds, and few commands build one
+
         super().__init__()
         self.embed_dim = embed_dim
         self.in_chans = patch_embed.in_chans
