@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A file is one worker's: its fixtures are made once. tests/conftest.py puts the longest first.
+SHARED_OUT := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo quick test check coverage oldest format
 .NOTPARALLEL:
@@ -27,17 +29,17 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 coverage: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov=msn --cov-branch --cov-report=term
+	$(BIN)/python -m pytest $(SHARED_OUT) --cov=msn --cov-branch --cov-report=term
 
 oldest:
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check uv
 	$(VENV)-oldest/bin/uv pip install --quiet --python $(VENV)-oldest/bin/python \
 		--resolution lowest-direct -e ".[dev]"
-	$(VENV)-oldest/bin/python -m pytest --numprocesses 2 --dist loadfile
+	$(VENV)-oldest/bin/python -m pytest $(SHARED_OUT)
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

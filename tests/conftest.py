@@ -15,6 +15,19 @@ from tests.support.labeled import pretrained
 torch.set_num_threads(1)
 
 
+LONGEST = ("cluster", "processes", "slow")
+"""Marks, the longest tests first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker is left with one at the end."""
+    place: dict[Path, int] = {}
+    for item in items:
+        marks = [LONGEST.index(mark.name) for mark in item.iter_markers() if mark.name in LONGEST]
+        place[item.path] = min([*marks, place.get(item.path, len(LONGEST))])
+    items.sort(key=lambda item: place[item.path])
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep indices of test images out of the user's cache folder."""

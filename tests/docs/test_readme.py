@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.commands import end, start_python, text
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
