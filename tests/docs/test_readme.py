@@ -50,6 +50,8 @@ def shortened(words: list[str]) -> list[str]:
         return [*words[1:], "optimization.epochs=1", *warmup]
     if words[1] == "-m":
         draws = ["--draws", "2"]
+        if "--subset-path" in words:  # one list: each is cross-validated
+            del words[words.index("--subset-path") + 2]
         few = {"all": [*draws, "--max-images", "300"], "logistic": draws}.get(words[4], [])
         return [*words[1:], *few]
     if "configs/pretrain/msn_vits16.yaml" in words:
