@@ -6,8 +6,7 @@ import pytest
 
 from msn.config.load import Config
 from msn.methods.msn.build import momentum_schedule, sharpening_schedule
-from msn.methods.schedules import Schedule, cosine
-from msn.train.build import build_schedules
+from msn.methods.schedules import Schedule, cosine, msn_schedules
 from tests.golden.record import golden_json
 
 RECORDS: dict[str, Any] = {
@@ -39,7 +38,7 @@ def own_schedules(params: dict[str, Any], steps: int) -> tuple[Schedule, Schedul
 @pytest.mark.parametrize("name", EVERY_STEP)
 def test_every_step(name: str) -> None:
     record = RECORDS[name]
-    schedules = build_schedules(config(record["params"]), record["params"]["ipe"])
+    schedules = msn_schedules(config(record["params"]).optimization, record["params"]["ipe"])
     horizon = record["T_max"]
     for step, (rate, decay) in enumerate(zip(record["lr"], record["wd"], strict=True)):
         if step + 1 <= horizon:  # past it the official values turn back; ours stay, see below
@@ -56,7 +55,7 @@ def test_every_step(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY_STEP)
 def test_clamped_past_the_end(name: str) -> None:
     params, horizon = RECORDS[name]["params"], RECORDS[name]["T_max"]
-    schedules = build_schedules(config(params), params["ipe"])
+    schedules = msn_schedules(config(params).optimization, params["ipe"])
     momentum_of, sharpening_of = own_schedules(params, params["ipe"])
     for step in (horizon + 1, horizon + 7, 10 * horizon):
         assert schedules.learning_rate(step) == pytest.approx(params["final_lr"], abs=1e-15)
@@ -72,7 +71,7 @@ def test_the_real_run() -> None:
         defaults = {"start_lr": 2e-4, "lr": 1e-3, "final_lr": 1e-6, "weight_decay": 0.04}
         sharpen = {"final_weight_decay": 0.4, "start_sharpen": 0.25, "final_sharpen": 0.25}
         params = {**defaults, **sharpen, "epochs": record["epochs"], "warmup": record["warmup"]}
-        schedules = build_schedules(config(params), record["ipe"])
+        schedules = msn_schedules(config(params).optimization, record["ipe"])
         momentum_of, _ = own_schedules(params, record["ipe"])
         for i, step in enumerate(record["iteration"]):
             assert schedules.learning_rate(step + 1) == pytest.approx(record["lr"][i], rel=1e-12)

@@ -11,7 +11,8 @@ from msn.config.load import Config
 from msn.data.batch import Views
 from msn.methods.msn.model import MSN, views_of
 from msn.methods.optim import build_optimizer
-from msn.train.build import Parts, build_model, build_parts, build_schedules
+from msn.methods.schedules import msn_schedules
+from msn.train.build import Parts, build_model, build_parts
 from msn.train.step import train_step
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 from tests.support.experiments import msn_of
@@ -70,7 +71,7 @@ def rebuild(record: Golden, dtype: torch.dtype) -> Parts:
     """The parts of a run at the recorded starting point, with the recorded masks."""
     config = as_config(record)
     steps_per_epoch = record.meta["training"]["ipe"]
-    schedules = build_schedules(config, steps_per_epoch)
+    schedules = msn_schedules(config.optimization, steps_per_epoch)
     model = build_model(MSN, config, record["views0_q4"].shape[2], steps_per_epoch)
     assert isinstance(model, MSN)
     start = record.tensors("init.")

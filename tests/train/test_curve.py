@@ -17,8 +17,9 @@ import torch
 from msn.data.batch import Views
 from msn.methods.msn.model import MSN, views_of
 from msn.methods.optim import build_optimizer
+from msn.methods.schedules import msn_schedules
 from msn.runtime import keyed
-from msn.train.build import Parts, build_model, build_parts, build_schedules
+from msn.train.build import Parts, build_model, build_parts
 from msn.train.step import train_step
 from tests.support.experiments import tiny_config
 
@@ -30,7 +31,7 @@ IMAGES = 16
 def fixed_parts() -> Parts:
     """The tiny model in double precision, its weights drawn by numpy."""
     config = tiny_config(Path("unused"), criterion__batch_size=IMAGES)
-    schedules = build_schedules(config, steps_per_epoch=STEPS)
+    schedules = msn_schedules(config.optimization, steps_per_epoch=STEPS)
     model = build_model(MSN, config, 1, STEPS).double()
     assert isinstance(model, MSN)
     draw = keyed.generator(0, keyed.Stream.INIT)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench, result_path
-from msn.config.load import Config
+from msn.config.load import Config, kind_of
 from msn.config.protocol import Protocol
 from msn.data.labeled import LabeledSet
 from msn.data.unreadable import Unreadable
@@ -64,7 +64,7 @@ def _untrained(bench: Bench) -> Bench:
         torch.manual_seed(seed64(0, Stream.INIT))
         vit = weights.architecture.build()
     with contextlib.suppress(ValidationError):  # of another version, or none
-        config = Config.model_validate(weights.config)
+        config = kind_of(Config, weights.config).model_validate(weights.config)
         vit = build_model(method_of(config), config, weights.architecture.in_chans, 1).encoder
     encoder = frozen(
         bench.pretrained,

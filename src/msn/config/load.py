@@ -35,6 +35,14 @@ from msn.config.sections.meta import (
     RunMeta,
 )
 from msn.config.sections.optimization import Optimization
+from msn.config.sections.simmim import (
+    MSN_ONLY,
+    SimMIMCriterion,
+    SimMIMData,
+    SimMIMMeta,
+    SimMIMOptimization,
+    mask_problems,
+)
 from msn.config.yaml_file import EXPONENT_FLOAT, FLOAT_TAG, Document, explain, read
 from msn.runtime.errors import UserError
 
@@ -51,6 +59,7 @@ __all__ = [
     "Optimization",
     "PowerLaw",
     "Probe",
+    "SimMIMConfig",
     "load_config",
     "load_images",
     "load_views",
@@ -183,6 +192,37 @@ class Config(RunFile):
                 yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
 
 
+class SimMIMConfig(Config):
+    """A whole SimMIM pre-training."""
+
+    NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
+        "meta": (*Config.NO_EFFECT["meta"], "hidden_dim", "output_dim", "use_bn"),
+        **MSN_ONLY,
+    }
+
+    data: SimMIMData
+    criterion: SimMIMCriterion = SimMIMCriterion()
+    meta: SimMIMMeta = SimMIMMeta()
+    optimization: SimMIMOptimization = SimMIMOptimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        yield from super()._problems()
+        yield from mask_problems(self.data, self.criterion, self.meta)
+
+    def notices(self) -> list[str]:
+        idle = {
+            f"{section}.{key}"
+            for section, keys in MSN_ONLY.items()
+            for key in set(keys) & getattr(self, section).model_fields_set - {"rand_size"}
+        }
+        said = f"without effect, as they are keys of MSN: {', '.join(sorted(idle))}"
+        return [*super().notices(), *([said] if idle else [])]
+
+
+KINDS: dict[str, type[Config]] = {"simmim": SimMIMConfig}
+"""By meta.method, what describes the files of methods that have keys of their own."""
+
+
 class EvaluationFile(RunFile):
     """What linear evaluation and fine-tuning have in common."""
 
@@ -228,6 +268,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load(Config, path, overrides)
 
 
+def kind_of(kind: type[File], values: Mapping[str, Any]) -> type[File]:
+    """Find the class of a pre-training's file by the method that it names."""
+    meta = values.get("meta")
+    name = meta.get("method") if isinstance(meta, dict) else None
+    own = KINDS.get(name) if isinstance(name, str) else None
+    return own if own is not None and issubclass(own, kind) else kind
+
+
 def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> File:
     """Read a config file of the given kind, apply the overrides and check the result.
 
@@ -243,6 +291,7 @@ def load(kind: type[File], path: str | Path, overrides: Sequence[str] = ()) -> F
     document = read(path)
     for text in overrides:
         document.override(text)
+    kind = kind_of(kind, document.values)
     for name in kind.model_fields:
         if document.values.get(name) is None:  # absent or empty: what is required in it says so
             document.values[name] = {}

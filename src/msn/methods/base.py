@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from msn.config.load import Config
 from msn.data.batch import Views
 from msn.data.draws import ViewKind, ViewSpec
+from msn.methods.schedules import Schedules, msn_schedules
 from msn.models.encoder import VisionTransformer
 from msn.runtime import checkpoint, collectives
 
@@ -81,6 +82,17 @@ class Method(nn.Module, ABC):
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "Method":
         """Build the method that a config describes, for images with `channels` channels."""
 
+    @classmethod
+    def schedules(cls, config: Config, steps_per_epoch: int, images: int) -> Schedules:
+        """Build the schedules of learning rate and weight decay, read at the step that comes next.
+
+        Args:
+            config: of the run.
+            steps_per_epoch: of it.
+            images: of a step, over all processes.
+        """
+        return msn_schedules(config.optimization, steps_per_epoch)
+
     @abstractmethod
     def forward(self, views: Views, *, step: int) -> Output:
         """Compute the loss of a batch of normalized views at a global step."""
@@ -89,6 +101,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def encoder(self) -> VisionTransformer:
         """The encoder that is probed, evaluated and exported."""
+
+    @staticmethod
+    def probed(encoder: VisionTransformer, images: Tensor) -> Tensor:
+        """Compute the features (B, D) that the probe measures; by default the class token."""
+        return encoder.cls(images, norm=False)
 
     def after_step(self, step: int) -> None:
         """Do what follows an optimizer step, such as moving a target; by default nothing."""

@@ -6,7 +6,7 @@ GELU, and, where attention is not fused, its weights. That costs a few percent o
 more than half of the memory. torch.compile makes that choice itself, so it sees plain operations.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import Block as TimmBlock
@@ -15,6 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Gradients = tuple[Tensor | None, ...]
+
+
+class Affine(NamedTuple):
+    """Weight (out, D) and bias (out,) of a linear layer whose bias is put together of parts."""
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
@@ -59,7 +66,7 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
         return out
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear | Affine) -> Tensor:
     """Compute `linear(norm(x))`, (..., D) -> (..., out), keeping x but not norm(x)."""
     if torch.compiler.is_compiling():
         return _plain_linear(norm(x), linear)
@@ -78,29 +85,37 @@ def gelu_linear(x: Tensor, linear: nn.Linear) -> Tensor:
     return out
 
 
-def attention_linear(qkv: Tensor, heads: int, linear: nn.Linear) -> Tensor:
+def attention_linear(
+    qkv: Tensor, heads: int, linear: nn.Linear, scores_bias: Tensor | None = None
+) -> Tensor:
     """Compute `linear` of the self-attention of `qkv`: (B, N, 3 * D) -> (B, N, out).
 
-    By matrix products, of which nothing is kept but `qkv`. `heads` divide D.
+    By matrix products, of which nothing is kept but `qkv`. `heads` divide D; `scores_bias`
+    (heads, N, N) is added to the scaled scores.
     """
     if torch.compiler.is_compiling():
         query, key, value = (
             part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
         )
-        weights = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1)
+        scores = query * query.shape[-1] ** -0.5 @ key.mT
+        if scores_bias is not None:
+            scores = scores + scores_bias.to(scores.dtype)
+        weights = scores.softmax(dim=-1)
         return _plain_linear((weights @ value).transpose(1, 2).flatten(2), linear)
     dtype = _product_dtype(linear.weight)
-    out: Tensor = _AttentionLinear.apply(qkv, heads, linear.weight, linear.bias, dtype)
+    out: Tensor = _AttentionLinear.apply(qkv, heads, scores_bias, linear.weight, linear.bias, dtype)
     return out
 
 
-def fused_attention(qkv: Tensor, heads: int) -> Tensor:
+def fused_attention(qkv: Tensor, heads: int, scores_bias: Tensor | None = None) -> Tensor:
     """Compute self-attention by PyTorch's fused kernel: (B, N, 3 * D) -> (B, N, D).
 
-    The kernel keeps no attention weights.
+    The kernel keeps no attention weights. `scores_bias` (heads, N, N) is added to the scores.
     """
     query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    bias = None if scores_bias is None else scores_bias.to(query.dtype)[None]
+    mixed = F.scaled_dot_product_attention(query, key, value, bias)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class _NormLinear(torch.autograd.Function):
@@ -152,20 +167,26 @@ class _GeluLinear(torch.autograd.Function):
 class _AttentionLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, heads: int, weight: Tensor, bias: Tensor, dtype: torch.dtype
+        ctx: Any,
+        qkv: Tensor,
+        heads: int,
+        scores_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
         ctx.heads = heads
-        ctx.save_for_backward(qkv, weight)
+        ctx.save_for_backward(qkv, scores_bias, weight)
         query, key, value = _by_head(qkv, heads)
-        mixed = _attention_weights(query, key) @ value
+        mixed = _attention_weights(query, key, heads, scores_bias) @ value
         return F.linear(_by_token(mixed, heads), weight.to(dtype), bias.to(dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        (qkv, weight), heads = ctx.saved_tensors, ctx.heads
+        (qkv, scores_bias, weight), heads = ctx.saved_tensors, ctx.heads
         query, key, value = _by_head(qkv, heads)
-        weights = _attention_weights(query, key)
+        weights = _attention_weights(query, key, heads, scores_bias)
         grad_weight, grad_bias = _linear_gradients(grad, _by_token(weights @ value, heads))
         grad = grad @ weight.to(qkv.dtype)
         grad = grad.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
@@ -175,10 +196,14 @@ class _AttentionLinear(torch.autograd.Function):
         torch.bmm(scores, key, out=grads[0]).mul_(query.shape[-1] ** -0.5)
         torch.bmm(scores.mT, query, out=grads[1])
         grad_qkv = grads.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).flatten(2)
-        return grad_qkv, None, grad_weight, grad_bias, None
+        grad_scores_bias = None
+        if scores_bias is not None:
+            by_image = scores.unflatten(0, (-1, heads))
+            grad_scores_bias = by_image.sum(0, dtype=scores_bias.dtype)
+        return grad_qkv, None, grad_scores_bias, grad_weight, grad_bias, None
 
 
-def _plain_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+def _plain_linear(x: Tensor, linear: nn.Linear | Affine) -> Tensor:
     """Compute `linear(x)` with the bias added apart, which the compiler fuses at no cost."""
     product = F.linear(x, linear.weight)
     return product + linear.bias.to(product.dtype)
@@ -215,7 +240,12 @@ def _by_token(mixed: Tensor, heads: int) -> Tensor:
     return tokens
 
 
-def _attention_weights(query: Tensor, key: Tensor) -> Tensor:
+def _attention_weights(
+    query: Tensor, key: Tensor, heads: int, scores_bias: Tensor | None
+) -> Tensor:
+    scores = query @ key.mT
+    if scores_bias is not None:
+        scores.unflatten(0, (-1, heads)).add_(scores_bias)
     # In bf16 under autocast, too.
-    weights: Tensor = torch.ops.aten._softmax(query @ key.mT, -1, False)
+    weights: Tensor = torch.ops.aten._softmax(scores, -1, False)
     return weights

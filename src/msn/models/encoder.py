@@ -176,10 +176,10 @@ class VisionTransformer(nn.Module):
         self, images: Tensor, keep: Tensor | None = None, *, last: int = 1
     ) -> list[Tensor]:
         """Compute tokens (B, 1 + kept, D) after each of the last blocks, before the final norm."""
-        tokens = self.embed(images, keep)
+        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
         outputs: deque[Tensor] = deque(maxlen=last)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, *beside)
             outputs.append(tokens)
         return list(outputs)
 
@@ -193,12 +193,12 @@ class VisionTransformer(nn.Module):
 
     def block_cls(self, images: Tensor, blocks: int, keep: Tensor | None = None) -> Tensor:
         """Compute class tokens of the last `blocks` blocks, before the norm: (B, blocks * D)."""
-        tokens = self.embed(images, keep)
+        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
         outputs: deque[Tensor] = deque(maxlen=blocks)
         for block in self.blocks[:-1]:
-            tokens = block(tokens)
+            tokens = block(tokens, *beside)
             outputs.append(tokens[:, 0])
-        outputs.append(self.blocks[-1](tokens, class_token_only=True))
+        outputs.append(self.blocks[-1](tokens, *beside, class_token_only=True))
         return torch.cat(list(outputs), dim=-1)
 
     def last_features(
@@ -222,6 +222,25 @@ class VisionTransformer(nn.Module):
             parts.append(final(outputs[-1][:, 1:]).mean(dim=1))
         return torch.cat(parts, dim=-1)
 
+    def tokens(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Compute all tokens after the final norm, class token first: (B, 1 + kept, D).
+
+        The arguments are those of `embed`.
+        """
+        tokens = self.embed(images, keep, mask=mask, mask_token=mask_token)
+        beside = self.beside(*images.shape[-2:])
+        for block in self.blocks:
+            tokens = self._run(block, tokens, beside)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Compute the normalized patch tokens after the last block: (B, N, D)."""
         (tokens,) = self.block_outputs(images)
@@ -239,9 +258,25 @@ class VisionTransformer(nn.Module):
         weights: Tensor = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
         return weights
 
-    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Make the tokens that enter the first block: (B, 1 + kept, D), class token first."""
+    def embed(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Make the tokens that enter the first block: (B, 1 + kept, D), class token first.
+
+        Args:
+            images: one batch of equal size.
+            keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
+            mask: (B, N), true where `mask_token` (1, 1, D) takes the place of a patch.
+            mask_token: a patch as it is before its position is added.
+        """
         patches = self.patch_embed(images)
+        if mask is not None and mask_token is not None:
+            patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
         positions = self.resized_pos_embed(*self.patch_embed.grid(*images.shape[-2:]))
         cls_position, patch_positions = positions[:, :1], positions[:, 1:]
         patches = patches + patch_positions
@@ -295,12 +330,23 @@ class VisionTransformer(nn.Module):
 
     def _last_cls(self, images: Tensor, keep: Tensor | None) -> Tensor:
         """Compute the class token after the last block, (B, D), and no other token there."""
-        tokens = self.embed(images, keep)
-        recompute = self._recompute and torch.is_grad_enabled()
+        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
         for block in self.blocks[:-1]:
-            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
-        token: Tensor = self.blocks[-1](tokens, class_token_only=True)
+            tokens = self._run(block, tokens, beside)
+        token: Tensor = self.blocks[-1](tokens, *beside, class_token_only=True)
         return token
+
+    def beside(self, height: int, width: int) -> tuple[Any, ...]:
+        """Give what each block takes beside the tokens of an image of this size; here nothing."""
+        return ()
+
+    def _run(self, block: nn.Module, tokens: Tensor, beside: tuple[Any, ...]) -> Tensor:
+        """Run a block on all tokens, keeping its activations or not."""
+        if self._recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, tokens, *beside, use_reentrant=False)
+            return again
+        out: Tensor = block(tokens, *beside)
+        return out
 
 
 def build_encoder(

@@ -156,6 +156,9 @@ class ResNet(nn.Module):
             own = rate * number / max(len(blocks) - 1, 1)
             block.drop_path = DropPath(own) if own else None
 
+    def use_fused_attention(self, fused: bool) -> None:
+        """Do nothing: there is no attention."""
+
     def recompute_activations(self, recompute: bool) -> None:
         """Keep only the input of each block, and recompute the rest in the backward pass.
 

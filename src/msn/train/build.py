@@ -5,7 +5,6 @@ Nothing is read but the list of images, nothing written but the copy that `meta.
 
 import tempfile
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,20 +17,12 @@ from msn.data.sources import Source, open_source
 from msn.data.staging import stage
 from msn.methods import Method, method_of
 from msn.methods.optim import FiniteGuard, build_optimizer
-from msn.methods.schedules import Schedule, cosine, warmup_cosine
+from msn.methods.schedules import Schedules
 from msn.runtime import collectives, sharding
 from msn.runtime.devices import require_compiler, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 from msn.runtime.wording import counted
-
-
-@dataclass(frozen=True)
-class Schedules:
-    """Hyperparameters as functions of the global step."""
-
-    learning_rate: Schedule
-    weight_decay: Schedule
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ def build_parts(
         model=model,
         replica=model,
         optimizer=build_optimizer(model.parameter_groups()),
-        schedules=build_schedules(config, steps),
+        schedules=model.schedules(config, steps, batch.total),
         guard=FiniteGuard(device),
         source=source,
         views=model.view_spec(config),
@@ -209,25 +200,6 @@ def local_copy(data: Data) -> Data:
     scratch = Path(data.scratch or tempfile.gettempdir())
     copy = stage(place, scratch)
     return data.model_copy(update={"root_path": str(copy), "image_folder": ""})
-
-
-def build_schedules(config: Config, steps_per_epoch: int) -> Schedules:
-    """Build the official schedules of learning rate and weight decay, in whole steps."""
-    opt = config.optimization
-    horizon = int(opt.horizon(steps_per_epoch))
-    return Schedules(
-        learning_rate=partial(
-            warmup_cosine,
-            warmup=int(opt.warmup * steps_per_epoch),
-            total=horizon,
-            start=opt.start_lr,
-            peak=opt.lr,
-            final=opt.final_lr,
-        ),
-        weight_decay=partial(
-            cosine, total=horizon, start=opt.weight_decay, final=opt.final_weight_decay
-        ),
-    )
 
 
 def build_model(

@@ -6,9 +6,10 @@ import torch
 
 from msn.config.load import Config, Optimization
 from msn.methods import Cost, Fact, method_of
+from msn.methods.schedules import Schedules
 from msn.runtime.devices import described, use_bf16
 from msn.runtime.wording import aligned, counted
-from msn.train.build import Batch, Parts, Schedules, build_parts
+from msn.train.build import Batch, Parts, build_parts
 from msn.train.resuming import foreseen
 
 META = torch.device("meta")

@@ -114,7 +114,7 @@ class Probe:
         encoder.eval()
         encode = partial(
             encode_all,
-            partial(encoder.cls, norm=False),
+            partial(self.parts.model.probed, encoder),
             normalize=partial(normalize, mean=self.parts.mean, std=self.parts.std),
             device=self.parts.device,
         )

@@ -83,7 +83,7 @@ class RunMeta(Section):
 class Meta(RunMeta):
     """The model, and how a run starts."""
 
-    method: Literal["msn"] = "msn"
+    method: Literal["msn", "simmim"] = "msn"
     """Pre-training method."""
     model_name: ModelName | None = "deit_small"
     """One of the official encoders."""

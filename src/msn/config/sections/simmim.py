@@ -1,0 +1,228 @@
+"""Sections of a SimMIM pre-training, where they differ from those of all methods."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, Strict, model_validator
+
+from msn.config.sections.base import (
+    BelowOne,
+    EpochSpan,
+    Few,
+    GradientNorm,
+    Million,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    Side,
+    Width,
+)
+from msn.config.sections.criterion import Criterion
+from msn.config.sections.data import CropScale, Data
+from msn.config.sections.meta import (
+    CONV_STEMS,
+    MODEL_NAMES,
+    EncoderSize,
+    Meta,
+    official_name,
+)
+from msn.config.sections.optimization import Optimization
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+RESNETS = (
+    *("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+)
+RESNET_STRIDE = 32
+"""Pixels of the image for a place of the last map."""
+STAGE_STRIDES = (4, 4, 8, 16)
+"""Pixels of the image for a place of what enters each stage."""
+
+if TYPE_CHECKING:
+    SimMIMModelName = str
+else:
+    SimMIMModelName = Annotated[Literal[MODEL_NAMES + RESNETS], BeforeValidator(official_name)]
+
+
+class SimMIMCriterion(Criterion):
+    """What is masked, and the loss of the reconstructed pixels."""
+
+    variant: Literal["simmim", "a2mim"] = "simmim"
+    """What the token does to masked features: simmim puts it in their place, a2mim, for ResNets
+    only, adds it to them, scaled by a learned gate first."""
+    mask_unit: Side = 32
+    """Side of the squares that are masked, px."""
+    mask_ratio: Share = 0.6
+    """Share of the squares of each image that is masked, rounded up: 30 of 49 at 224 px."""
+    fill: Literal["none", "zero", "mean"] | None = None
+    """What a ResNet sees in masked pixels: themselves, the mean of the data set, or that of the
+    image. null takes mean, as a ResNet's stem sees up to 5 px across the border of a square. A ViT
+    has its patches masked whole, and nothing is filled."""
+    token_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """Stage of a ResNet, from 0, whose input is masked; null takes 0 for simmim, 3 for a2mim."""
+    token_gate: Positive | None = 1e-6
+    """First value of a2mim's gate; null has no gate."""
+    loss: Literal["l1", "focal_l1"] | None = None
+    """Of the differences of masked pixels; null takes l1 for simmim, focal_l1 for a2mim."""
+    frequency_weight: NonNegative | None = None
+    """Weight of the focal frequency loss; null takes 0 for simmim, 0.5 for a2mim."""
+
+    @property
+    def stage(self) -> int:
+        """The stage of a ResNet whose input is masked."""
+        own = 3 if self.variant == "a2mim" else 0
+        return own if self.token_stage is None else self.token_stage
+
+    @property
+    def pixel_loss(self) -> tuple[Literal["l1", "focal_l1"], float]:
+        """What differences count, and the weight of the frequency loss."""
+        a2mim = self.variant == "a2mim"
+        kind = self.loss or ("focal_l1" if a2mim else "l1")
+        own = 0.5 if a2mim else 0.0
+        return kind, own if self.frequency_weight is None else self.frequency_weight
+
+
+class ResNetSize(Section):
+    """A ResNet of any size, in place of a named one."""
+
+    block: Literal["basic", "bottleneck"]
+    """Two 3x3 convolutions, or 1x1, 3x3 and 1x1 with four times the channels."""
+    layers: Annotated[tuple[Few, Few, Few, Few], Strict(False)]
+    """Blocks of each stage."""
+    width: Width = 64
+    """Channels of the stem."""
+
+
+class SimMIMMeta(Meta):
+    """The encoder, and how a run starts."""
+
+    method: Literal["simmim"] = "simmim"
+    """Pre-training method."""
+    model_name: SimMIMModelName | None = "deit_base"
+    """One of the official encoders of MSN, or a ResNet."""
+    encoder: EncoderSize | ResNetSize | None = None  # type: ignore[assignment]
+    """A Vision Transformer or ResNet of any size; replaces model_name."""
+    positions: Literal["shared", "block", "learned"] = "shared"
+    """What tells a ViT where a patch is: relative biases, of one table for all blocks (official) or
+    one for each, or learned position embeddings, which make it the plain ViT."""
+    layer_scale: Positive | None = 0.1
+    """First value of the scales of each branch of a ViT with relative biases; null has none."""
+    drop_path_rate: BelowOne = 0.1
+    """Stochastic depth of the last block, linear from 0 at the first."""
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the encoder is a ResNet."""
+        return self.model_name in RESNETS or isinstance(self.encoder, ResNetSize)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels; of a ResNet that of a place of its last map."""
+        return RESNET_STRIDE if self.is_resnet else super().patch_size
+
+
+class SimMIMData(Data):
+    """The images."""
+
+    image_size: Side = 224
+    """Side of the crops, px."""
+    crop_scale: CropScale = (0.67, 1.0)
+    """Smallest and largest area of the crops, as fractions of the image."""
+    color_jitter: Probability = 0.0
+    """Probability of color jitter; 0 switches it off."""
+    grayscale: Probability = 0.0
+    """Probability of dropping the color; 0 switches it off."""
+    blur: Probability = 0.0
+    """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
+    patch_drop: BelowOne = 0.0
+    """No effect; see criterion.mask_ratio."""
+    focal_views: Annotated[int, Field(ge=0, le=0)] = 0
+    """No effect: there is one view."""
+    rand_size: Side = 224
+    """No effect; see image_size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_size(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            return {**values, "rand_size": values.get("image_size", 224)}
+        return values
+
+
+class SimMIMOptimization(Optimization):
+    """AdamW and its schedules, as in SimMIM's official code."""
+
+    schedule: Literal["multistep", "cosine", "linear"] = "multistep"
+    """Learning rate after the warm-up: multistep times gamma at each of the milestones; cosine from
+    lr to final_lr, which counts the warm-up as time gone; linear from lr to a hundredth of it."""
+    milestones: Annotated[tuple[EpochSpan, ...], Strict(False)] = (700.0,)
+    """Epochs after which multistep lowers the rate."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of each milestone."""
+    lr_batch: Million | None = 512
+    """Number of images that start_lr, lr and final_lr are for: they are scaled by the global batch
+    over it; null does not scale."""
+    warmup: EpochSpan = 10.0
+    """Epochs of linear warm-up from start_lr to lr."""
+    start_lr: NonNegative = 5e-7
+    """Learning rate at the first step."""
+    lr: NonNegative = 1e-4
+    """Learning rate after warm-up."""
+    final_lr: NonNegative = 5e-6
+    """Learning rate at the end of the cosine."""
+    weight_decay: NonNegative = 0.05
+    """Weight decay at the first step."""
+    final_weight_decay: NonNegative = 0.05
+    """Weight decay at the last step, by cosine."""
+    clip_grad: GradientNorm | None = 5.0
+    """Largest gradient norm of all parameters; null does not clip."""
+    schedule_stretch: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """Schedules are laid out over this many times the run, and cut at its end."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        yield from super()._problems()
+        if list(self.milestones) != sorted(self.milestones):
+            yield "milestones", f"{list(self.milestones)} do not grow; sort them"
+
+
+MSN_ONLY = {
+    "data": (
+        *("label_smoothing", "patch_drop", "mask_scope", "rand_size", "focal_size"),
+        *("rand_views", "focal_views", "rand_crop_scale", "focal_crop_scale"),
+    ),
+    "criterion": (
+        *("num_proto", "temperature", "start_sharpen", "final_sharpen", "me_max", "memax_weight"),
+        *("use_ent", "ent_weight", "use_sinkhorn", "sinkhorn_iterations", "freeze_proto", "prior"),
+    ),
+    "optimization": ("ema",),
+}
+"""By section, keys of MSN that say nothing to SimMIM."""
+
+
+def mask_problems(
+    data: SimMIMData, criterion: SimMIMCriterion, meta: SimMIMMeta
+) -> Iterator[tuple[str, str]]:
+    """Find what cannot be masked as it is asked for: (key, broken rule and remedy) pairs."""
+    size, unit, stage = data.image_size, criterion.mask_unit, criterion.stage
+    patch = STAGE_STRIDES[stage] if meta.is_resnet else meta.patch_size
+    if size % meta.patch_size:
+        rule = f"{size} is not a multiple of the {meta.patch_size} px of a place of the last map"
+        yield "data.image_size", f"{rule}; change it"
+    if size % unit or unit % patch:
+        rule = f"{unit} does not divide data.image_size {size}, or is no multiple of the {patch} px"
+        yield "criterion.mask_unit", f"{rule} of a place that is masked; change it"
+    units = (size // unit) ** 2
+    if units and math.ceil(units * criterion.mask_ratio) >= units:
+        rule = f"{criterion.mask_ratio:g} masks all {units} squares of an image"
+        yield "criterion.mask_ratio", f"{rule}; lower it, or criterion.mask_unit"
+    if meta.is_resnet:
+        if stage and criterion.fill == "none":
+            rule = f"none shows the masked pixels to the stages before stage {stage}, where the"
+            yield "criterion.fill", f"{rule} token is (criterion.token_stage); use mean or zero"
+    elif criterion.variant == "a2mim":
+        yield "criterion.variant", "a2mim is for ResNets; use simmim, or a ResNet"
+    elif meta.model_name in CONV_STEMS:
+        yield "meta.model_name", f"{meta.model_name} has no patches to mask; use one with patches"

@@ -1,0 +1,26 @@
+"""SimMIM runs small enough for a test."""
+
+from pathlib import Path
+from typing import Any
+
+from msn.config.load import SimMIMConfig
+
+VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+RESNET = {"block": "basic", "layers": [1, 1, 1, 1], "width": 4}
+TINY: dict[str, dict[str, Any]] = {
+    "criterion": {"batch_size": 32, "mask_unit": 8},
+    "data": {"source": "digits", "image_size": 32, "num_workers": 0, "flip": 0.0},
+    "logging": {"write_tag": "tiny", "log_freq": 4, "tensorboard": False},
+    "meta": {"method": "simmim", "encoder": VIT, "precision": "fp32"},
+    "optimization": {"epochs": 1, "warmup": 0.2, "lr": 0.01, "schedule": "cosine"},
+}
+
+
+def simmim_config(folder: Path, **changes: Any) -> SimMIMConfig:
+    """The tiny experiment with its output in `folder`; changes are named SECTION__KEY."""
+    values = {section: dict(keys) for section, keys in TINY.items()}
+    values["logging"]["folder"] = str(folder)
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        values[section][key] = value
+    return SimMIMConfig.model_validate(values)
