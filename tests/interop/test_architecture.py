@@ -32,7 +32,7 @@ def test_the_architecture_of_every_official_model_follows_from_its_shapes(
     with torch.device("meta"):
         weights = build_encoder(ENCODERS[name], in_chans=in_chans).state_dict()
     found = infer_architecture(weights, path=Path("w"))
-    assert found == (ENCODERS[name], in_chans, 224)
+    assert found[:3] == (ENCODERS[name], in_chans, 224)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_other_weights_are_refused(missing: str) -> None:
 def test_an_official_file(tmp_path: Path) -> None:
     path = official_file(tmp_path / "official.pth.tar")
     found = read(path)
-    assert found.architecture == (SMALL, 3, 16)
+    assert found.architecture[:3] == (SMALL, 3, 16)
     assert not any(name.startswith(("fc.", "module.")) for name in found.encoder)
     assert (found.config, found.stated) == ({}, None)
     vit = found.trainable()

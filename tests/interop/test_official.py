@@ -31,7 +31,7 @@ def test_the_released_shapes_tell_their_encoder(name: str) -> None:
     model, positions = RELEASED[name]
     state = released_state(name)
     weights = official.from_state(state, path=Path(name))
-    assert weights.architecture == (ENCODERS[model], 3, 224)
+    assert weights.architecture[:3] == (ENCODERS[model], 3, 224)
     assert weights.encoder["pos_embed"].shape[1] == positions
     assert len(weights.head) + len(weights.encoder) == len(state["target_encoder"])
     assert weights.prototypes is not None

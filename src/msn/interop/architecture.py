@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ from msn.models.encoder import (
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 
+if TYPE_CHECKING:
+    from msn.models.beit import BeitForm
+
 State = dict[str, Tensor]
+TABLE = "relative_position_bias_table"
+EXTRA = 3  # rows of a table behind those of pairs of patches
 HEAD_WIDTH = 64  # of each attention head in all named models but deit_huge
 IMAGENET_SIDE = 224
 MAX_SIDE = 2**14  # px
@@ -33,9 +38,15 @@ class Architecture(NamedTuple):
     size: EncoderSize
     in_chans: int
     image_size: int  # px, the side that the position embeddings are stored for
+    form: "BeitForm | None" = None  # of a ViT with relative position biases, as SimMIM has it
 
     def build(self) -> VisionTransformer:
         """Build an encoder of this architecture, with random weights and without head."""
+        if self.form:
+            from msn.models.beit import Beit
+
+            beit = Beit(self.size, self.form, image_size=self.image_size, in_chans=self.in_chans)
+            return beit
         return build_encoder(self.size, image_size=self.image_size, in_chans=self.in_chans)
 
 
@@ -69,7 +80,9 @@ def infer_architecture(
     stem = weights.get("patch_embed.stem.0.weight")
     first = _part(weights, f"patch_embed.{'proj' if stem is None else 'stem.0'}.weight", 4, path)
     width = _part(weights, "cls_token", 3, path).shape[-1]
-    patches = _part(weights, "pos_embed", 3, path).shape[1] - 1
+    form, heads = _beit_form(weights, path)
+    num_heads = heads or num_heads
+    patches = _patches(weights, path)
     hidden = _part(weights, "blocks.0.mlp.fc1.weight", 2, path).shape[0]
     patch_size = first.shape[-1] if stem is None else None
     mlp_ratio = hidden / width
@@ -92,7 +105,48 @@ def infer_architecture(
             f"{path}: {checkpoint.shown(num_heads)} attention heads do not divide the width"
             f" {width}; give the number that it was trained with (--num-heads)"
         )
-    return Architecture(size._replace(num_heads=num_heads), first.shape[1], image_size=side)
+    size = size._replace(num_heads=num_heads)
+    return Architecture(size, first.shape[1], image_size=side, form=form)
+
+
+def _tables(weights: State) -> list[Tensor]:
+    return [tensor for name, tensor in weights.items() if name.endswith(TABLE)]
+
+
+def _beit_form(weights: State, path: Path) -> "tuple[BeitForm | None, int | None]":
+    """Find what a ViT of SimMIM is made of, and its heads, which the tables tell."""
+    tables = _tables(weights)
+    if not tables and "blocks.0.attn.q_bias" not in weights:
+        return None, None
+    from msn.models.beit import BeitForm
+
+    name, scale = f"blocks.0.attn.{TABLE}", "blocks.0.gamma_1"
+    form = BeitForm(
+        shared_bias=f"rel_pos_bias.{TABLE}" in weights,
+        block_bias=name in weights,
+        absolute="pos_embed" in weights,
+        layer_scale=BeitForm().layer_scale if scale in weights else None,
+        qkv_bias="blocks.0.attn.q_bias" in weights,
+        final_norm="norm.weight" in weights,
+    )
+    if any(table.ndim != 2 or not table.shape[1] for table in tables):
+        raise UserError(f"{path}: {TABLE} must have two axes; check that the file is whole")
+    return form, tables[0].shape[1] if tables else None
+
+
+def _patches(weights: State, path: Path) -> int:
+    """Count the patches that positions, or tables of relative ones, are stored for."""
+    tables = _tables(weights)
+    if "pos_embed" in weights or not tables:
+        return _part(weights, "pos_embed", 3, path).shape[1] - 1
+    pairs = max(0, len(tables[0]) - EXTRA)
+    side = (math.isqrt(pairs) + 1) // 2
+    if pairs != (2 * side - 1) ** 2:
+        raise UserError(
+            f"{path}: {TABLE} has {len(tables[0])} rows, which is that of no square of patches;"
+            " check that the file is whole"
+        )
+    return side**2
 
 
 def _part(weights: State, name: str, axes: int, path: Path) -> Tensor:

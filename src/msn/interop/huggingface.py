@@ -17,7 +17,14 @@ from msn.data.views import eval_short_side
 from msn.interop import card, valid
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
-from msn.interop.weights import Classifier, Tensors, Weights, require_facts, weights_from
+from msn.interop.weights import (
+    Classifier,
+    Tensors,
+    Weights,
+    require_facts,
+    require_plain,
+    weights_from,
+)
 from msn.models.encoder import EncoderSize
 from msn.runtime.checkpoint import shown
 from msn.runtime.errors import UserError
@@ -95,6 +102,7 @@ def write(folder: Path, weights: Weights) -> None:
         UserError: the encoder has a convolutional stem, which ViTMSN has not; or the folder exists
             or cannot be written.
     """
+    require_plain(weights, "ViTMSN")
     size = weights.architecture.size
     if size.patch_size is None:
         raise UserError(

@@ -14,7 +14,14 @@ from msn.interop import card
 from msn.interop.architecture import section
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
-from msn.interop.weights import Classifier, Tensors, Weights, require_facts, weights_from
+from msn.interop.weights import (
+    Classifier,
+    Tensors,
+    Weights,
+    require_facts,
+    require_plain,
+    weights_from,
+)
 from msn.runtime.errors import UserError
 from msn.runtime.files import new_folder, write_json
 
@@ -49,6 +56,7 @@ def write(folder: Path, weights: Weights) -> None:
         UserError: the encoder has a convolutional stem, which timm's ViT has not; or the folder
             exists or cannot be written.
     """
+    require_plain(weights, "timm's VisionTransformer")
     if weights.architecture.size.patch_size is None:
         raise UserError(
             f"{folder}: timm's VisionTransformer has no convolutional stem, which this encoder has;"

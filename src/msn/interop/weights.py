@@ -143,6 +143,19 @@ def weights_from(
     return weights
 
 
+def require_plain(weights: Weights, target: str) -> None:
+    """Refuse a ViT with relative position biases where only plain ones can be written.
+
+    Raises:
+        UserError: names what can be written instead.
+    """
+    if weights.architecture.form:
+        raise UserError(
+            f"{weights.path}: has relative position biases, which {target} has no place for;"
+            " export it --to official, onnx or torch, or pre-train with meta.positions: learned"
+        )
+
+
 def require_facts(
     weights: Weights, config: dict[str, Any], names: dict[str, str], path: Path
 ) -> None:
@@ -157,7 +170,7 @@ def require_facts(
     Raises:
         UserError: it does.
     """
-    (patch_size, width, depth, num_heads, mlp_ratio), channels, side = weights.architecture
+    (patch_size, width, depth, num_heads, mlp_ratio), channels, side, _ = weights.architecture
     facts = {
         "image_size": side,
         "patch_size": patch_size,
@@ -201,5 +214,7 @@ def _without_values(architecture: Architecture, head: Tensors) -> VisionTransfor
             batch_norm = any(name.startswith(HEAD + "bn") for name in head)
             width = architecture.size.embed_dim
             fc = projection_head(width, hidden, out, batch_norm=batch_norm)
+        if architecture.form:
+            return architecture.build()
         size, side, channels = architecture.size, architecture.image_size, architecture.in_chans
         return build_encoder(size, image_size=side, in_chans=channels, head=fc)

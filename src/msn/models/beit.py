@@ -152,6 +152,11 @@ class Beit(VisionTransformer):
             )
             for block in range(size.depth)
         )
+        # Both are computed for any grid, see `relative_bias`; keys have no bias.
+        for module in self.modules():
+            for name in ("relative_position_index", "k_bias"):
+                if hasattr(module, name):
+                    setattr(module, name, None)
         if not form.final_norm:
             self.norm = nn.Identity()  # type: ignore[assignment]
         if not form.absolute:
