@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from msn.interop import huggingface, official, reading, timm_vit
+from msn.methods.simmim import SimMIM, UnitMasking
 from msn.models.beit import Beit, BeitForm
-from msn.models.encoder import EncoderSize
+from msn.models.encoder import EncoderSize, build_encoder
+from msn.models.mask_token import MaskToken
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 from msn.train.pretraining import pretrain
@@ -60,6 +62,28 @@ def test_another_size_resizes_the_tables(tmp_path: Path) -> None:
     large = torch.nn.functional.interpolate(IMAGES, size=24)
     assert encoder.tokens(large).isfinite().all()
     assert encoder.attention_maps(large).sum(dim=-1).allclose(torch.ones(()))
+
+
+@pytest.mark.slow
+def test_hugging_face_reconstructs_the_same(tmp_path: Path) -> None:
+    from transformers import ViTForMaskedImageModeling
+
+    torch.manual_seed(0)
+    encoder = build_encoder(SIZE, image_size=16).eval()
+    model = SimMIM(encoder, MaskToken(encoder), masking=UnitMasking(4))
+    torch.nn.init.normal_(model.token.mask_token)
+    path = tmp_path / "weights.pth.tar"
+    torch.save({**model.state(), "num_heads": SIZE.num_heads}, path)
+    weights = reading.read(path)
+    huggingface.write(tmp_path / "folder", weights)
+    theirs = ViTForMaskedImageModeling.from_pretrained(tmp_path / "folder").eval()
+    units = model.draw_units(IMAGES, 0)
+    with torch.no_grad():
+        own, _ = model.reconstruct(IMAGES, units)
+        other = theirs(IMAGES, bool_masked_pos=units.flatten(1)).reconstruction
+    torch.testing.assert_close(other, own, rtol=0, atol=1e-5)
+    back = reading.read(tmp_path / "folder")
+    assert all(torch.equal(back.encoder[name], weights.encoder[name]) for name in weights.encoder)
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ from msn.runtime.files import new_folder, write_json
 MODEL_TYPE = "vit_msn"
 PREFIX = "vit."
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+PIXELS = {"mask_token": "vit.embeddings.mask_token"}
+"""Names of what reconstructs pixels, where they differ there."""
 FIXED = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6}
 """What every MSN encoder has; a folder with other values is of another model."""
 SMALL_EPS = 1e-12
@@ -98,6 +100,9 @@ BLOCK_5 = {
 def write(folder: Path, weights: Weights) -> None:
     """Write a folder that `ViTMSNModel.from_pretrained` and the Auto classes read.
 
+    With SimMIM's token and decoder, and without classifier, it is one of
+    `ViTForMaskedImageModeling`.
+
     Raises:
         UserError: the encoder has a convolutional stem, which ViTMSN has not; or the folder exists
             or cannot be written.
@@ -114,6 +119,9 @@ def write(folder: Path, weights: Weights) -> None:
     if weights.classifier:
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
         tensors |= {f"classifier.{n}": t for n, t in weights.classifier.tensors().items()}
+    elif weights.pixels:
+        tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
+        tensors |= {PIXELS.get(name, name): tensor for name, tensor in weights.pixels.items()}
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / CONFIG, _config(weights))
@@ -250,6 +258,9 @@ def _config(weights: Weights) -> dict[str, Any]:
         config["architectures"] = ["ViTMSNForImageClassification"]
         config["id2label"] = {str(label): name for label, name in enumerate(names)}
         config["label2id"] = {name: label for label, name in enumerate(names)}
+    elif weights.pixels:
+        config["architectures"] = ["ViTForMaskedImageModeling"]
+        config |= {"model_type": "vit", "encoder_stride": size.patch_size}
     return config
 
 

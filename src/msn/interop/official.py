@@ -1,12 +1,13 @@
 """Checkpoint files of the official code, the released ones, and those of this project."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from msn.data.normalization import Normalization
 from msn.interop import valid
 from msn.interop.architecture import section
-from msn.interop.weights import Weights, weights_from
+from msn.interop.weights import Tensors, Weights, weights_from
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 
@@ -31,7 +32,7 @@ def from_state(
     key = KEYS[which]
     if key not in state:
         raise UserError(f"{path}: has no '{key}', like the released files; take the target encoder")
-    return weights_from(
+    weights = weights_from(
         valid.dense(state[key], f"{path}: '{key}'"),
         path=path,
         num_heads=state.get("num_heads") if num_heads is None else num_heads,
@@ -39,6 +40,23 @@ def from_state(
         normalization=normalization_of(state, path),
         config=section(state, "config", path),
     )
+    return replace(weights, pixels=_pixels(state, weights, path))
+
+
+def _pixels(state: dict[str, Any], weights: Weights, path: Path) -> Tensors:
+    """Find SimMIM's mask token and decoder beside a plain ViT; without them give nothing."""
+    (patch, width, *_), channels, _, form = weights.architecture
+    if form or not patch or not {"mask", "decoder"} <= state.keys():
+        return {}
+    parts = [valid.dense(state[key], f"{path}: '{key}'") for key in ("mask", "decoder")]
+    pixels = parts[0] | {f"decoder.{name}": tensor for name, tensor in parts[1].items()}
+    values = channels * patch**2
+    shapes = {
+        "mask_token": (1, 1, width),
+        "decoder.0.weight": (values, width, 1, 1),
+        "decoder.0.bias": (values,),
+    }
+    return pixels if {name: tuple(t.shape) for name, t in pixels.items()} == shapes else {}
 
 
 def write(path: Path, weights: Weights) -> None:

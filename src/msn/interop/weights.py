@@ -48,6 +48,8 @@ class Weights:
         classifier: of a fine-tuned model, or a linear one on frozen features.
         stated: normalization of its images, where it was saved.
         config: of the run that made them, empty where it was not saved.
+        pixels: of a reconstruction by SimMIM, `mask_token` (1, 1, D), `decoder.0.weight` and
+            `decoder.0.bias`; none where they were not kept, or the encoder is no plain ViT.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Weights:
     classifier: Classifier | None = None
     stated: Normalization | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    pixels: Tensors = field(default_factory=dict)
 
     @property
     def normalization(self) -> Normalization:
