@@ -18,10 +18,12 @@ import torch
 import transformers
 from torch import Tensor
 
+from msn.config.sizes import ENCODERS
 from msn.interop import huggingface, official, reading, timm_vit
 from msn.interop.graph import Graph, write_onnx
 from msn.interop.weights import Weights, weights_from
-from msn.models.encoder import ENCODERS, build_encoder
+from msn.models.encoder import NORMED
+from msn.models.vit import build_encoder
 
 RELEASED = ("deit_small", "deit_base", "deit_large", "deit_base_p4", "deit_large_p7")
 
@@ -79,7 +81,7 @@ def main() -> None:
     for name in options.models:
         weights = random_weights(name)
         images = torch.randn(1, 3, options.size, options.size)
-        ours = weights.build().cls(images)
+        ours = weights.build().features(images, NORMED)
         cells = []
         with tempfile.TemporaryDirectory() as folder:
             forms = ("huggingface", "timm", "a.onnx")

@@ -10,9 +10,10 @@ from itertools import product
 
 import torch
 
+from msn.config.sizes import ENCODERS
 from msn.evaluation.linear import LinearLearner
-from msn.models.encoder import ENCODERS, build_encoder
 from msn.models.linear import HeadSettings
+from msn.models.vit import build_encoder
 from msn.runtime.devices import use_bf16
 
 ONE = [HeadSettings(6.4, 1)]

@@ -12,9 +12,9 @@ from baseline import Baseline, Settings
 from measure import Step
 
 from msn.config.load import Config, load_config
+from msn.config.sizes import ENCODERS
 from msn.data.batch import Views
 from msn.methods.msn.model import FOCAL, MSN, RANDOM, TARGET, views_of
-from msn.models.encoder import ENCODERS
 from msn.train.build import Parts, build_parts, share_out
 from msn.train.step import train_step
 

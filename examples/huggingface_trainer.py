@@ -24,6 +24,7 @@ from msn.data.sources.digits import Digits
 from msn.data.views import eval_view, make_views
 from msn.evaluation.knn import knn
 from msn.methods.optim import build_optimizer
+from msn.models.encoder import NORMED
 
 SIZE, FOCAL_SIZE, BATCH = 16, 8, 64
 KINDS = (
@@ -78,7 +79,7 @@ def top1(model: msn.MSNForPreTraining) -> float:
         ]
         pixels = torch.stack([torch.from_numpy(image) for image in images])
         inputs = normalize(pixels, torch.tensor(source.mean), torch.tensor(source.std))
-        features.append(encoder.cls(inputs))
+        features.append(encoder.features(inputs, NORMED))
         labels.append(torch.from_numpy(source.labels()))
     return knn(features[0], labels[0], features[1], labels[1]).top1
 

@@ -15,10 +15,11 @@ import torch
 from safetensors.numpy import load_file
 
 from msn.cli.main import main
+from msn.config.sizes import ENCODERS
 from msn.evaluation.frozen import frozen, load_encoder
 from msn.evaluation.lowshot import LowShot, low_shot
 from msn.interop.reading import read
-from msn.models.encoder import ENCODERS, build_encoder
+from msn.models.vit import build_encoder
 from msn.train.pretraining import pretrain
 from tests.interop.test_architecture import official_file
 from tests.support.experiments import tiny_config

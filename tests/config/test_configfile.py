@@ -294,7 +294,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ("logging.write_tag=..", 'logging.write_tag = "..": must be a plain file name'),
     ('logging.write_tag="a\\0"', 'logging.write_tag = "a\\u0000": must be a plain file name'),
     ("meta.model_name=deit_base_p6", 'meta.model_name = "deit_base_p6": did you mean \'deit_base'),
-    ("meta.model_name=resnet50", "meta.model_name = \"resnet50\": must be 'deit_tiny', "),
+    ("meta.model_name=convnext", "meta.model_name = \"convnext\": must be 'deit_tiny', "),
     ("meta.method=mae", "meta.method = \"mae\": must be 'msn'"),
     ("meta.drop_path_rate=1", "meta.drop_path_rate = 1: must be less than 1"),
     ("meta.seed=-1", "meta.seed = -1: must be at least 0"),
@@ -335,6 +335,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     (["data.channels=1", "data.mean=[0, 0, 0]"], "data.mean: has 3 numbers; give one for each of"),
     ("data.std=[1, 1]", "data.std: has 2 numbers; give one for each of 1 or 3 channels"),
     (["data.mean=[0]", "data.std=[1, 1, 1]"], "data.std: has 3 numbers, mean 1; give as many"),
+    ("meta.model_name=resnet50", 'meta.model_name = "resnet50": must be a ViT: patches are drop'),
     ("meta.model_name=", "meta.model_name: is null and there is no meta.encoder; give either"),
     (
         [

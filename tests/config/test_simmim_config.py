@@ -8,8 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from msn.config.load import SimMIMConfig, load_config
-from msn.config.sections.simmim import MSN_ONLY, RESNETS
-from msn.models import resnet
+from msn.config.sections.simmim import MSN_ONLY
 from tests.support.simmim import RESNET, simmim_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -62,10 +61,6 @@ def test_keys_of_msn_are_named(tmp_path: Path) -> None:
     assert any("criterion.num_proto" in notice for notice in config.notices())
     for section, keys in MSN_ONLY.items():
         assert set(keys) <= set(type(getattr(config, section)).model_fields)
-
-
-def test_resnets_are_those_that_can_be_built() -> None:
-    assert set(RESNETS) == resnet.RESNETS.keys()
 
 
 def test_schema_file_is_current() -> None:

@@ -102,7 +102,7 @@ def state(extended: Path, run: str) -> dict[str, Any]:
 
 
 def test_all_of_the_page_is_used() -> None:
-    assert len(FILES) == PAGE.count("```python") == 4
+    assert len(FILES) == PAGE.count("```python") == 5
     assert len(COMMANDS) == PAGE.count("```bash") == 4
     assert len(list(edits())) == 8
 
@@ -118,6 +118,29 @@ def test_an_encoder_size_has_a_name(extended: Path) -> None:
     weights = state(extended, "micro")["target_encoder"]
     assert weights["cls_token"].shape == (1, 1, 96)
     assert sum(name.endswith("attn.qkv.weight") for name in weights) == 4
+
+
+def test_another_kind_of_encoder_is_trained_measured_and_fine_tuned(extended: Path) -> None:
+    with code_of(extended / "src"):
+        load = importlib.import_module
+        encoder = load("msn.models.convnet").ConvNet()
+        frozen = load("msn.evaluation.frozen").FrozenEncoder
+        images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), dtype=np.uint8)
+        taken = frozen(encoder, image_size=16, mean=[0.5], std=[0.2], digest="")
+        assert taken.features(list(images)).shape == (2, 64)
+        encoder.requires_grad_(True).recompute_activations(True)
+        pair = torch.randn(2, 4, 1, 16, 16)
+        method = load("msn.methods.toy").Toy(encoder)
+        method({"pair": pair}, step=0).loss.backward()
+        assert all(parameter.grad is not None for parameter in method.parameters())
+        tokens = encoder.patch_tokens(pair[0])
+        assert tokens.shape[1] == np.prod(encoder.grid(16, 16))
+        torch.testing.assert_close(encoder.features(pair[0]), tokens.mean(dim=1))
+        model = load("msn.models.classifier").Classifier(encoder, 5, trained_blocks=1)
+        assert model(pair[0]).shape == (4, 5)
+        build = load("msn.evaluation.finetune").build_optimizer
+        groups = build(model, weight_decay=0.1, layer_decay=0.5).param_groups
+        assert {group["lr_scale"] for group in groups} == {0.5, 1.0}
 
 
 def test_a_method_is_trained(extended: Path) -> None:

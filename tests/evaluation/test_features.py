@@ -25,7 +25,8 @@ from msn.evaluation.features import (
     require_finite,
     write,
 )
-from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, load_encoder
+from msn.evaluation.frozen import FrozenEncoder, load_encoder
+from msn.models.encoder import MSN_TAPS, Taps
 from msn.runtime.errors import UserError
 from tests.interop.test_architecture import official_file
 from tests.support.sources import opened
@@ -276,7 +277,7 @@ def test_a_feature_that_is_not_finite_is_named(encoder: FrozenEncoder, tmp_path:
         require_finite(features)
     path = official_file(tmp_path / "w.pth.tar")
     damaged = load_encoder(path)
-    damaged.vit.cls_token.data[...] = torch.inf
+    next(damaged.model.parameters()).data[...] = torch.inf
     with pytest.raises(UserError, match="stripe 0: its features are not finite"):
         extract(damaged, Stripes(3), cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -9,12 +9,14 @@ from torch import nn
 
 from msn.cli.main import main
 from msn.config.load import FinetuneConfig, load
+from msn.config.sizes import EncoderSize
 from msn.data.labeled import CenterCrop
 from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer
 from msn.evaluation.job import build_job, read_weights
 from msn.models.classifier import Classifier
-from msn.models.encoder import EncoderSize, build_encoder
+from msn.models.encoder import NORMED
+from msn.models.vit import build_encoder
 from msn.runtime import checkpoint
 from msn.train.learning import finetune
 from tests.support.labeled import CPU, ROOT, listed, values, write
@@ -117,8 +119,10 @@ def test_what_the_classifier_sees(pool: str) -> None:
     for parameter in encoder.parameters():
         nn.init.normal_(parameter)
     images = torch.randn(3, 3, 8, 8)
-    (tokens,) = encoder.block_outputs(images)
-    cls = encoder.cls(images)
+    tokens = encoder.embed(images)
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    cls = encoder.features(images, NORMED)
     model = Classifier(encoder, 5, pool=pool).eval()
     nn.init.normal_(model.head.weight)
     mean = nn.functional.layer_norm(tokens[:, 1:].mean(dim=1), (8,), eps=1e-6)
@@ -138,7 +142,7 @@ def test_the_last_block_alone(weights: Path, tmp_path: Path) -> None:
     assert {name for name in changed if name.startswith("encoder")} <= {
         name for name in before if name.startswith("encoder.blocks.1.")
     }
-    first, last = partial.model.encoder.blocks
+    _, first, last = partial.model.encoder.stages()
     assert not first.training
     assert last.training
 

@@ -167,7 +167,8 @@ def test_the_config_reaches_the_run(weights: Path, tmp_path: Path) -> None:
     assert (own.mix.mixup_alpha, own.mix.cutmix_alpha, own.mix.switch_prob) == (0.3, 0.6, 0.4)
     assert own.mix.label_smoothing == 0.2
     assert own.model.pool == "patches"
-    assert [block.drop_path1.drop_prob for block in own.model.encoder.blocks] == [0.0, 0.4]
+    blocks: Any = own.model.encoder.blocks
+    assert [block.drop_path1.drop_prob for block in blocks] == [0.0, 0.4]
 
 
 def test_the_head_is_drawn_from_the_seed(weights: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 import msn
 from msn.data.batch import normalize
 from msn.data.views import eval_view
-from msn.evaluation.frozen import FrozenEncoder, Taps
-from msn.models.encoder import VisionTransformer
+from msn.evaluation.frozen import FrozenEncoder
+from msn.models.encoder import Encoder, Taps
 from msn.models.masking import kept_patches
+from msn.models.vit import VisionTransformer
 from msn.runtime.errors import UserError
 from tests.interop.test_architecture import official_file
 
@@ -33,10 +34,11 @@ def encoder(path: Path) -> FrozenEncoder:
     return msn.load_encoder(path)
 
 
-def expected(vit: VisionTransformer, taps: Taps, keep: Tensor | None = None) -> Tensor:
+def expected(vit: Encoder, taps: Taps, keep: Tensor | None = None) -> Tensor:
     """By hand: every token through every block, then the taps."""
     views = torch.stack([torch.from_numpy(eval_view(image, 16)) for image in IMAGES])
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert isinstance(vit, VisionTransformer)
     tokens = vit.embed(normalize(views, mean, std), keep)
     outputs = []
     for block in vit.blocks:
@@ -57,7 +59,7 @@ def test_taps(encoder: FrozenEncoder, blocks: int, norm: bool, patch_average: bo
     assert found.dtype == torch.float32
     assert found.shape == (7, encoder.width(taps))
     with torch.no_grad():
-        torch.testing.assert_close(found, expected(encoder.vit, taps), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, expected(encoder.model, taps), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("taps", [Taps(mask=0.5), Taps(blocks=2, norm=True, mask=0.5)])
@@ -70,7 +72,7 @@ def test_a_mask_drops_patches_of_each_image_for_itself(encoder: FrozenEncoder, t
     assert keep.shape == (7, kept_patches(16, 0.5))
     assert len({tuple(sorted(row)) for row in keep.tolist()}) == 7
     with torch.no_grad():
-        torch.testing.assert_close(whole, expected(encoder.vit, taps, keep), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole, expected(encoder.model, taps, keep), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole, encoder.features(IMAGES, taps._replace(mask=0.0)))
 
 
@@ -171,15 +173,15 @@ def test_what_are_no_images_is_said(encoder: FrozenEncoder) -> None:
     for size in (0, 1.5, "4"):
         with pytest.raises(UserError, match=f"batch_size {size!r}: must be a whole number from 1"):
             encoder.features(IMAGES, batch_size=size)  # type: ignore[arg-type]
-    plain = FrozenEncoder(encoder.vit, image_size=16, mean=[0] * 3, std=[1] * 3, digest="")
+    plain = FrozenEncoder(encoder.model, image_size=16, mean=[0] * 3, std=[1] * 3, digest="")
     assert plain.features(rand).shape == (2, 64)  # normalized with these is what 0 to 1 is
     with pytest.raises(UserError, match="3 x 3 px: smaller than the encoder's patches"):
-        FrozenEncoder(encoder.vit, image_size=3, mean=[0] * 3, std=[1] * 3, digest="")
+        FrozenEncoder(encoder.model, image_size=3, mean=[0] * 3, std=[1] * 3, digest="")
 
 
 def test_nothing_is_trained(encoder: FrozenEncoder) -> None:
-    assert not encoder.vit.training
-    assert not any(parameter.requires_grad for parameter in encoder.vit.parameters())
+    assert not encoder.model.training
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from msn.config.sizes import EncoderSize
 from msn.methods.simmim import PixelLoss, SimMIM, UnitMasking
 from msn.models.beit import Beit, BeitForm
-from msn.models.encoder import EncoderSize
 from msn.models.mask_token import MaskToken
 from tests.golden import record
 from tests.golden.record import SIMMIM, Golden

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.models.encoder import ConvEmbed, EncoderSize, PatchEmbed, VisionTransformer, build_encoder
+from msn.config.sizes import EncoderSize
+from msn.models.encoder import NORMED, Taps
 from msn.models.head import projection_head
 from msn.models.masking import kept_patches
+from msn.models.vit import ConvEmbed, PatchEmbed, VisionTransformer, build_encoder
 from tests.golden.record import DTYPES, Golden, assert_close, golden, golden_files, natural
 from tests.reference import bicubic
 
@@ -114,14 +116,16 @@ def tap(model: VisionTransformer, record: Golden, key: str, dtype: torch.dtype) 
     images = record.tensor(view, dtype)
     if kind.startswith("blocks"):
         blocks, _, drop = kind.removeprefix("blocks").partition("_pd")
-        return model.block_cls(images, int(blocks), kept(record, drop) if drop else None)
+        keep = kept(record, drop) if drop else None
+        return model.features(images, Taps(int(blocks)), keep)
     if kind.startswith("nlast"):
         blocks = kind.removeprefix("nlast").removesuffix("avg")
-        return model.last_features(images, int(blocks), patch_average=kind.endswith("avg"))
+        taps = Taps(int(blocks), norm=True, patch_average=kind.endswith("avg"))
+        return model.features(images, taps)
     if kind == "z_single":
         return model(images)
     if kind == "feat_nofc":
-        return model.cls(images)
+        return model.features(images, NORMED)
     if kind == "attn":
         return model.attention_maps(images[: len(record[key])])
     if kind == "posinterp":

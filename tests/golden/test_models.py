@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from msn.config.sizes import ENCODERS
 from msn.methods.msn.build import parameter_groups
-from msn.models.encoder import ENCODERS, ConvEmbed, VisionTransformer, build_encoder
 from msn.models.head import projection_head
+from msn.models.vit import ConvEmbed, VisionTransformer, build_encoder
 from tests.golden.record import golden_json
 
 MODELS: dict[str, Any] = {

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from msn.config.sizes import ENCODERS
 from msn.methods.simmim import SimMIM
 from msn.models.beit import Beit
-from msn.models.encoder import ENCODERS
 from msn.models.mask_token import MaskToken
 from tests.golden.record import SIMMIM, golden_json
 from tests.golden.simmim_models import official_names

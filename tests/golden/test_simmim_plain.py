@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from msn.config.sizes import EncoderSize
 from msn.methods.pixel_losses import masked_l1
 from msn.methods.simmim import SimMIM
-from msn.models.encoder import EncoderSize, VisionTransformer, build_encoder
 from msn.models.mask_token import MaskToken
 from msn.models.mask_units import enlarged
+from msn.models.vit import VisionTransformer, build_encoder
 from tests.golden.record import DTYPES, Golden, assert_close
 from tests.golden.simmim_models import golden
 

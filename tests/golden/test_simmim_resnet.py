@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from msn.config.sizes import ResNetSize
 from msn.methods.simmim import PixelLoss, SimMIM, UnitMasking
 from msn.models.mask_token import MaskToken
-from msn.models.resnet import ResNet, ResNetSize
+from msn.models.resnet import ResNet
 from tests.golden.record import Golden, assert_close
 from tests.golden.simmim_models import golden, units_of
 

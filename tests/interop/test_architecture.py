@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 import torch
 
+from msn.config.sizes import ENCODERS, EncoderSize
 from msn.interop.architecture import infer_architecture
 from msn.interop.reading import read
-from msn.models.encoder import ENCODERS, EncoderSize, build_encoder
 from msn.models.head import projection_head
+from msn.models.vit import build_encoder
 from msn.runtime.errors import UserError
 
 SMALL = EncoderSize(4, 64, 3, 1)

@@ -44,7 +44,7 @@ def ours(weights: Path, head: Path, *, normalize: bool) -> Tensor:
     heads.load_state_dict(state["classifier"])
     top1 = [score[0] for score in state["accuracy"][-1]]
     with torch.no_grad():
-        features = reading.read(weights).build().cls(VIEWS, norm=False)
+        features = reading.read(weights).build().features(VIEWS)
         return heads(features)[top1.index(max(top1))]
 
 
@@ -93,9 +93,9 @@ def test_a_fine_tuned_model(tmp_path: Path) -> None:
     assert cli.main(["export", str(file), "--to", "huggingface", str(out)]) == 0
     state = load(file, "classifier")["classifier"]
     with torch.no_grad():
-        encoder = reading.read(file).build()
+        encoder: Any = reading.read(file).build()
         normed = torch.nn.functional.layer_norm(
-            encoder.cls(VIEWS, norm=False), [48], state["norm.weight"], state["norm.bias"], 1e-6
+            encoder.features(VIEWS), [48], state["norm.weight"], state["norm.bias"], 1e-6
         )
     expected = normed @ state["head.weight"].T + state["head.bias"]
     assert relative(by_transformers(out), expected) < 1e-5

@@ -10,9 +10,10 @@ import torch
 
 import msn
 from msn.cli import main as cli
+from msn.config.sizes import ENCODERS
 from msn.interop import official, reading, release, zoo
 from msn.interop.reading import read, read_start
-from msn.models.encoder import ENCODERS
+from msn.models.encoder import NORMED
 from msn.runtime.checkpoint import Found, load
 from tests.support.encoders import random_weights, relative, released_state, same
 from tests.support.experiments import msn_of, tiny_parts, write_tiny
@@ -62,7 +63,7 @@ def test_exports_are_read_without_us(latest: Path, tmp_path: Path, form: str) ->
     assert result.returncode == 0, result.stderr
     encoder = read(latest).trainable().eval()
     with torch.no_grad():
-        assert relative(encoder.cls(images), torch.load(torch_file)) < 1e-5
+        assert relative(encoder.features(images, NORMED), torch.load(torch_file)) < 1e-5
 
 
 def test_what_comes_back_starts_a_new_run(latest: Path, tmp_path: Path) -> None:
@@ -97,7 +98,8 @@ def test_every_command_takes_every_form(latest: Path, tmp_path: Path) -> None:
         parts = tiny_parts(tmp_path / "run", data__channels=3)
         start = read_start(path, num_heads=4, exact=False)
         parts.model.load_weights(Found(path, start))
-        assert torch.equal(parts.model.encoder.pos_embed, target["pos_embed"]), path
+        found = parts.model.encoder.state_dict()["pos_embed"]
+        assert torch.equal(found, target["pos_embed"]), path
     anchor = load(latest)["encoder"]
     assert same(read_start(latest, num_heads=4, exact=False)["encoder"], anchor)
     assert "opt" in read_start(latest, num_heads=4, exact=True)

@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 
+from msn.config.sizes import ENCODERS, EncoderSize
 from msn.interop.graph import TAPS, Graph, Tap, write_onnx, write_torch
-from msn.models.encoder import ENCODERS, EncoderSize
+from msn.models.encoder import NORMED
 from msn.runtime.errors import UserError
 from tests.support.encoders import images, random_weights, relative
 
@@ -23,13 +25,13 @@ def by_onnxruntime(path: Path, views: torch.Tensor) -> torch.Tensor:
 
 
 def test_each_tap_is_what_it_says() -> None:
-    encoder, views = WEIGHTS.build(), images(16)
-    (tokens,) = encoder.block_outputs(views)
-    normed = encoder.norm(tokens)
+    encoder: Any = WEIGHTS.build()
+    views = images(16)
+    normed = encoder.tokens(views)
     assert WEIGHTS.classifier
     expected: dict[Tap, torch.Tensor] = {
         "cls": normed[:, 0],
-        "cls_prenorm": tokens[:, 0],
+        "cls_prenorm": encoder.features(views),
         "patches": normed[:, 1:],
         "patch_mean": normed[:, 1:].mean(dim=1),
         "projection": encoder(views),
@@ -63,7 +65,8 @@ def test_onnx_of_vit_s(tmp_path: Path, depth: int, size: tuple[int, int]) -> Non
     graph = Graph(weights, "cls", normalize=False)
     write_onnx(tmp_path / "a.onnx", graph, images(*size))
     views = images(*size, batch=1)
-    assert relative(by_onnxruntime(tmp_path / "a.onnx", views), weights.build().cls(views)) < 1e-5
+    ours = weights.build().features(views, NORMED)
+    assert relative(by_onnxruntime(tmp_path / "a.onnx", views), ours) < 1e-5
 
 
 @pytest.mark.parametrize("size", [EncoderSize(4, 48, 3, 4), EncoderSize(None, 48, 2, 4)])

@@ -19,7 +19,7 @@ from msn.cli import main as cli
 from msn.interop import huggingface, reading, timm_vit
 from msn.interop.tensorfile import read_tensors
 from msn.runtime.errors import UserError
-from tests.support.encoders import random_weights
+from tests.support.encoders import TINY, random_weights
 
 WEIGHTS = random_weights(classes=3)
 GOOD = WEIGHTS.encoder
@@ -108,7 +108,7 @@ CASES: list[tuple[dict[Any, Any], str]] = [
     ),
     (
         {"head.weight": torch.zeros(3, 192), "head.bias": torch.zeros(4)}
-        | random_weights(random_weights().architecture.size._replace(embed_dim=192)).encoder,
+        | random_weights(TINY._replace(embed_dim=192)).encoder,
         "'classifier.bias' is not a number for each of its classes",
     ),
 ]

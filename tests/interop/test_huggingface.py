@@ -24,12 +24,13 @@ from transformers import (
     ViTMSNModel,
 )
 
+from msn.config.sizes import ENCODERS
 from msn.data.batch import normalize
 from msn.data.views import eval_view
 from msn.interop import huggingface, reading
 from msn.interop.tensorfile import read_file
 from msn.interop.weights import Weights
-from msn.models.encoder import ENCODERS
+from msn.models.encoder import NORMED
 from msn.runtime.errors import UserError
 from tests.support.encoders import TINY, images, random_weights, relative, same
 
@@ -55,7 +56,7 @@ def test_features_of_vit_s_at_full_size(tmp_path: Path) -> None:
     for size in ((224, 224), (96, 96), (96, 160)):
         views = images(*size, batch=1)
         theirs = model(views, interpolate_pos_encoding=size != (224, 224)).last_hidden_state
-        assert relative(encoder.cls(views), theirs[:, 0]) < 1e-5
+        assert relative(encoder.features(views, NORMED), theirs[:, 0]) < 1e-5
         assert relative(encoder.patch_tokens(views), theirs[:, 1:]) < 1e-5
 
 
@@ -67,7 +68,7 @@ def test_features_of_the_larger_released_shapes(tmp_path: Path, name: str) -> No
     model = loaded(ViTMSNModel, written(tmp_path / "a", weights))
     views = images(42, batch=1)
     theirs = model(views, interpolate_pos_encoding=True).last_hidden_state[:, 0]
-    assert relative(weights.build().cls(views), theirs) < 1e-5
+    assert relative(weights.build().features(views, NORMED), theirs) < 1e-5
 
 
 @torch.no_grad()
@@ -77,7 +78,8 @@ def test_logits_of_a_classifier(tmp_path: Path, channels: int) -> None:
     assert weights.classifier
     model = loaded(ViTMSNForImageClassification, written(tmp_path / "a", weights))
     views = images(16, channels=channels)
-    ours = weights.build().cls(views) @ weights.classifier.weight.T + weights.classifier.bias
+    token = weights.build().features(views, NORMED)
+    ours = token @ weights.classifier.weight.T + weights.classifier.bias
     assert model.config.num_labels == 7
     assert relative(ours, model(views).logits) < 1e-5
 
@@ -87,7 +89,7 @@ def test_the_pre_norm_token_is_where_the_card_says(tmp_path: Path) -> None:
     model = loaded(ViTMSNModel, written(tmp_path / "a", weights))
     with torch.no_grad():
         states = model(views, output_hidden_states=True).hidden_states
-    assert relative(weights.build().cls(views, norm=False), states[-1][:, 0]) < 1e-5
+    assert relative(weights.build().features(views), states[-1][:, 0]) < 1e-5
     assert "hidden_states[-1][:, 0]" in (tmp_path / "a" / "README.md").read_text()
 
 
@@ -162,7 +164,7 @@ def test_other_models_with_the_same_encoder(tmp_path: Path) -> None:
         found = reading.read(tmp_path / str(number))
         # ViTMAE shuffles its patches, which the class token does not see.
         theirs = getattr(model, "vit", model)(views).last_hidden_state[:, 0]
-        assert relative(found.build().cls(views), theirs) < 2e-5
+        assert relative(found.build().features(views, NORMED), theirs) < 2e-5
         assert (found.classifier is not None) == (number == 1)
 
 

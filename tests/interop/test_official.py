@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from msn.config.sizes import ENCODERS
 from msn.interop import official, reading
 from msn.interop.reading import read
 from msn.interop.weights import weights_from
-from msn.models.encoder import ENCODERS
+from msn.models.encoder import NORMED
 from msn.runtime.errors import UserError
 from msn.train.build import build_parts
 from msn.train.resuming import resume
@@ -85,7 +86,7 @@ def test_build_computes_what_the_tensors_say() -> None:
     views = images(16)
     assert encoder(views).shape == (2, 16)
     bare = random_weights(with_head=False).build()
-    assert relative(bare.cls(views), encoder.cls(views)) == 0.0
+    assert relative(bare.features(views, NORMED), encoder.features(views, NORMED)) == 0.0
 
 
 def test_all_that_is_wrong_is_listed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from msn.interop import reading, zoo
+from msn.models.encoder import NORMED
 
 IMAGE = "000000039769.jpg"
 EXPECTED = {
@@ -31,5 +32,5 @@ def test_published_features(name: str) -> None:
     read = reading.read(weights)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in read.normalization)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
-    features = read.build().cls(((pixels - mean) / std)[None])[0, :3]
+    features = read.build().features(((pixels - mean) / std)[None], NORMED)[0, :3]
     torch.testing.assert_close(features, torch.tensor(EXPECTED[name]), atol=1e-4, rtol=1e-4)

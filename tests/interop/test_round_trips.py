@@ -16,8 +16,8 @@ from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
 from msn.interop import huggingface, official, reading, timm_vit
 from msn.interop.weights import weights_from
-from msn.models.encoder import build_encoder
 from msn.models.head import projection_head
+from msn.models.vit import build_encoder
 from tests.support.encoders import TINY, random_tensors, random_weights, same
 
 OTHERS = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

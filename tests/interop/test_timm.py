@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from msn.config.sizes import ENCODERS, EncoderSize
 from msn.data.batch import normalize
 from msn.data.views import eval_view
 from msn.interop import reading, timm_vit
 from msn.interop.tensorfile import read_file
-from msn.models.encoder import ENCODERS, EncoderSize
+from msn.models.encoder import NORMED
 from msn.runtime.errors import UserError
 from tests.support.encoders import TINY, images, random_weights, relative, same
 
@@ -27,7 +28,7 @@ def test_features_of_vit_s_as_a_named_model(tmp_path: Path) -> None:
     path = str(tmp_path / "a" / "model.safetensors")
     model = timm.create_model("vit_small_patch16_224", checkpoint_path=path, num_classes=0).eval()
     views = images(224)
-    assert relative(weights.build().cls(views), model(views)) < 1e-5
+    assert relative(weights.build().features(views, NORMED), model(views)) < 1e-5
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def test_any_size_as_a_folder(tmp_path: Path, size: EncoderSize, classes: int) -
     side = weights.architecture.image_size
     assert tuple(model.pretrained_cfg["input_size"]) == (1, side, side)
     views = images(side, channels=1)
-    ours = weights.build().cls(views)
+    ours = weights.build().features(views, NORMED)
     if weights.classifier:
         ours = ours @ weights.classifier.weight.T + weights.classifier.bias
     assert relative(ours, model(views)) < 1e-5
@@ -102,11 +103,24 @@ def test_vits_with_other_parts_are_refused(tmp_path: Path) -> None:
         timm_vit.write(tmp_path / "a", stem)
 
 
-def test_files_that_are_no_vit_are_refused(tmp_path: Path) -> None:
-    theirs = timm.create_model("resnet10t", num_classes=0)
-    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
-    with pytest.raises(UserError, match="not the weights of a Vision Transformer"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("convnext_atto", "not the weights of a Vision Transformer"),
+        ("resnet10t", r"conv1.weight is missing.*plain ResNet"),
+        ("seresnet18", "not the tensors of a ResNet"),
+    ],
+)
+def test_files_of_other_models_are_refused(tmp_path: Path, name: str, said: str) -> None:
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=0).state_dict()
+    tensors = {key: torch.zeros(tensor.shape) for key, tensor in theirs.items()}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    with pytest.raises(UserError, match=said):
         reading.read(tmp_path / "theirs.safetensors")
+
+
+def test_paths_without_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder for transformers or timm"):
         reading.read(tmp_path)
     with pytest.raises(UserError, match="no such file"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from msn.config.sizes import ENCODERS
 from msn.methods.msn.build import parameter_groups
 from msn.methods.optim import (
     FiniteGuard,
@@ -11,8 +12,8 @@ from msn.methods.optim import (
     set_hyperparameters,
     step_unless,
 )
-from msn.models.encoder import ENCODERS, build_encoder
 from msn.models.head import projection_head
+from msn.models.vit import build_encoder
 
 
 @pytest.mark.parametrize("name", ["deit_tiny", "vitc_4gf"])

@@ -8,7 +8,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from msn.models.resnet import RESNETS, ResNet, ResNetSize
+from msn.config.sizes import RESNETS, ResNetSize
+from msn.models.resnet import ResNet
+from msn.runtime import collectives
+from msn.runtime.sharding import full, shard
+from tests.support.processes import run_on
 
 NARROW = ResNetSize("bottleneck", (1, 2, 1, 1), width=8)
 BASIC = ResNetSize("basic", (1, 1, 2, 1), width=8)
@@ -123,6 +127,46 @@ def test_stochastic_depth_grows_from_the_first_block_to_the_last() -> None:
     rates = [block.drop_path for block in narrow(drop_path_rate=0.4).blocks]
     assert rates[0] is None
     assert [rate.drop_prob for rate in rates[1:]] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+class Doubling(nn.Module):
+    """Changes the input of the first stage, as a method does."""
+
+    def __init__(self, encoder: ResNet) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.encoder.map(images, 0, lambda tensor: tensor * 2)
+        return maps.mean(dim=(2, 3)) + self.encoder.features(images)
+
+
+def step_of(kind: str) -> dict[str, Tensor]:
+    """Output, gradients and statistics of this process's share of a batch."""
+    model = Doubling(narrow().double())
+    model.encoder.recompute_activations("recomputed" in kind)
+    if "sharded" in kind:
+        shard(model, [model.encoder], torch.device("cpu"))
+    images = picture(6, 3, 64, 64).double().chunk(collectives.world_size())[collectives.rank()]
+    output = model(images)
+    output.square().mean().backward()
+    found = {"output": output.detach(), **dict(model.named_buffers())}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        gradient = full(parameter.grad)
+        found[name] = gradient if "sharded" in kind else collectives.mean(gradient)
+    return found
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["replicated, recomputed", "sharded", "sharded, recomputed"])
+def test_two_processes_compute_what_one_does(kind: str) -> None:
+    whole, parts = step_of("plain"), run_on(2, step_of, kind)
+    joined = torch.cat([part.pop("output") for part in parts])
+    torch.testing.assert_close(joined, whole.pop("output"), rtol=1e-9, atol=1e-9)
+    for part in parts:
+        for name, tensor in whole.items():
+            torch.testing.assert_close(part[name], tensor, rtol=1e-9, atol=1e-9)
 
 
 def test_stages_hold_every_weight_once() -> None:

@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from msn.config.sizes import ENCODERS, EncoderSize, ResNetSize
 from msn.interop.weights import Classifier, Weights, weights_from
-from msn.models.encoder import ENCODERS, EncoderSize, build_encoder
 from msn.models.head import projection_head
+from msn.models.resnet import ResNet
+from msn.models.vit import build_encoder
 
+NARROW = ResNetSize("bottleneck", (1, 2, 1, 1), width=16)
 TINY = EncoderSize(patch_size=4, embed_dim=48, depth=3, num_heads=4, mlp_ratio=2.0)
 RELEASED = {
     "vits16_800ep": ("deit_small", 197),
@@ -69,6 +72,24 @@ def random_weights(
         prototypes=torch.randn(8, 16) if with_head else None,
         classifier=classifier,
     )
+
+
+def random_resnet(
+    size: ResNetSize = NARROW, *, image_size: int = 64, in_chans: int = 3, classes: int = 0
+) -> Weights:
+    with torch.device("meta"):
+        model = ResNet(size, in_chans=in_chans)
+    tensors = random_tensors({name: t.shape for name, t in model.state_dict().items()})
+    for tensor in tensors.values():
+        if tensor.ndim == 4:  # so that activations neither vanish nor grow
+            tensor *= 20 / tensor[0].numel() ** 0.5
+    classifier = None
+    if classes:
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randn(classes, size.embed_dim, generator=generator)
+        classifier = Classifier(weight, torch.randn(classes, generator=generator))
+    path = Path("random")
+    return weights_from(tensors, path=path, classifier=classifier, image_size=image_size)
 
 
 def released_state(name: str, values: bool = False) -> dict[str, Any]:

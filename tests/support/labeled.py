@@ -6,8 +6,9 @@ from typing import Any
 import torch
 import yaml
 
+from msn.config.sizes import EncoderSize
 from msn.data.sources.digits import Digits
-from msn.models.encoder import EncoderSize, build_encoder
+from msn.models.vit import build_encoder
 from msn.runtime import checkpoint
 from tests.support.sources import opened
 

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msn.config.load import Config
+from msn.config.sizes import EncoderSize
 from msn.data.batch import Views
 from msn.data.draws import ViewKind
 from msn.methods import Method, Output
-from msn.models.encoder import EncoderSize, VisionTransformer, build_encoder
+from msn.models.vit import VisionTransformer, build_encoder
 
 
 class Toy(Method):

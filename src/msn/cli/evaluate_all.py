@@ -18,6 +18,7 @@ from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, evaluation_images, raw_pixels
 from msn.evaluation.frozen import frozen
 from msn.methods import method_of
+from msn.models.encoder import Encoder
 from msn.runtime.files import replacing
 from msn.runtime.keyed import Stream, seed64
 from msn.train.build import build_model
@@ -62,10 +63,10 @@ def _untrained(bench: Bench) -> Bench:
     weights = bench.pretrained
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed64(0, Stream.INIT))
-        vit = weights.architecture.build()
+        model: Encoder = weights.architecture.build()
     with contextlib.suppress(ValidationError):  # of another version, or none
         config = kind_of(Config, weights.config).model_validate(weights.config)
-        vit = build_model(method_of(config), config, weights.architecture.in_chans, 1).encoder
+        model = build_model(method_of(config), config, weights.architecture.in_chans, 1).encoder
     encoder = frozen(
         bench.pretrained,
         devices=bench.encoder.devices,
@@ -73,7 +74,7 @@ def _untrained(bench: Bench) -> Bench:
         image_size=bench.encoder.image_size,
         mean=bench.encoder.mean,
         std=bench.encoder.std,
-        vit=vit,
+        model=model,
     )
     return bench._replace(encoder=encoder)
 

@@ -27,9 +27,9 @@ from msn.evaluation.curve import (
     positions,
     table,
 )
-from msn.evaluation.frozen import Taps
 from msn.evaluation.logistic import check_settings, prepare
 from msn.evaluation.lowshot import draw_subset
+from msn.models.encoder import Taps
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place, write_json
 

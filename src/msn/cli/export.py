@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from msn.cli.terminal import say_written
+from msn.config.sizes import EncoderSize
 from msn.interop import huggingface, official, reading, release, timm_vit
 from msn.interop.classifiers import with_linear_head
 from msn.interop.graph import Graph, write_onnx, write_torch
@@ -48,7 +49,8 @@ def image_size(weights: Weights, options: argparse.Namespace) -> tuple[int, int]
         UserError: more than two numbers, or smaller than a patch.
     """
     sizes = options.image_size or [weights.architecture.image_size]
-    patch = weights.architecture.size.patch_size or 1
+    size = weights.architecture.size
+    patch = (isinstance(size, EncoderSize) and size.patch_size) or 1
     if len(sizes) > 2 or min(sizes) < patch:
         given = " ".join(map(str, sizes))
         raise UserError(

@@ -43,7 +43,6 @@ def describe(weights: Weights) -> str:
     """Describe weights that were read, in a few lines."""
     size, channels = weights.architecture.size, weights.architecture.in_chans
     side = weights.architecture.image_size
-    patch = f"patch {size.patch_size}" if size.patch_size else "convolutional stem"
     names = " = ".join(official_names(size)) or "no official model"
     rest = [
         "projection head" * bool(weights.head),
@@ -52,8 +51,7 @@ def describe(weights: Weights) -> str:
     ]
     return "\n".join(
         (
-            f"encoder  {names}: width {size.embed_dim}, depth {size.depth},"
-            f" {counted(size.num_heads, 'head')}, {patch}",
+            f"encoder  {names}: {size.description}",
             f"images   {side} x {side} px, {counted(channels, 'channel')}",
             f"with     {', '.join(filter(None, rest)) or 'nothing else'}",
         )

@@ -18,9 +18,10 @@ from msn.data.loader import worker_count
 from msn.data.sources import Source, open_source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import Features, extract
-from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps, frozen
+from msn.evaluation.frozen import FrozenEncoder, frozen
 from msn.interop import reading
 from msn.interop.weights import Weights
+from msn.models.encoder import MSN_TAPS, Taps
 from msn.runtime.devices import choose_device, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place

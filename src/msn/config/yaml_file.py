@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from msn.config.sections.criterion import PRIOR_TAGS
+from msn.config.sections.resnet import ENCODER_TAGS
 from msn.runtime.errors import UserError
 from msn.runtime.files import open_regular
 
@@ -26,6 +27,9 @@ PLAIN_FLOAT = re.compile(
 )
 EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 """Numbers such as 1e-3, which PyYAML by itself takes for text."""
+
+TAGS = (*PRIOR_TAGS, *ENCODER_TAGS)
+"""What pydantic puts into the path of a key that may be one of several things."""
 
 RULES = {
     "missing": "is missing; set it",
@@ -196,7 +200,7 @@ def _mapping(
 
 
 def _explain(details: ErrorDetails, document: Document, model: type[BaseModel]) -> Iterator[str]:
-    path = tuple(part for part in details["loc"] if part not in PRIOR_TAGS)
+    path = tuple(part for part in details["loc"] if part not in TAGS)
     if details["type"] == "rules":
         for key, rule in details["ctx"]["problems"]:
             inner = (*path, *key.split("."))
@@ -232,10 +236,13 @@ def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
     elsewhere = [f"{name}.{unknown}" for name, s in sections.items() if unknown in s.model_fields]
     if elsewhere:
         return f"did you mean '{elsewhere[0]}'?"
-    for part in path[:-1]:
-        model = next(_models(model.model_fields[str(part)].annotation))
-    close = difflib.get_close_matches(unknown, model.model_fields, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(model.model_fields)}"
+    models = [model]
+    for part in map(str, path[:-1]):
+        fields = [each.model_fields[part] for each in models if part in each.model_fields]
+        models = [inner for field in fields for inner in _models(field.annotation)]
+    names = list(dict.fromkeys(name for each in models for name in each.model_fields))
+    close = difflib.get_close_matches(unknown, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

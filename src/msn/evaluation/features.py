@@ -23,7 +23,8 @@ from msn.data.labeled import Batch, CenterCrop, LabeledSet, batches_in_turn
 from msn.data.sources import Source
 from msn.data.unreadable import Unreadable
 from msn.data.views import eval_view
-from msn.evaluation.frozen import MSN_TAPS, FrozenEncoder, Taps
+from msn.evaluation.frozen import FrozenEncoder
+from msn.models.encoder import MSN_TAPS, Taps
 from msn.runtime.devices import threads_for
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing, writing
@@ -287,9 +288,9 @@ def _compute(
     made = views(
         source, indices, size=encoder.image_size, batch_size=batch_size, num_workers=num_workers
     )
-    vit, size = encoder.vit, encoder.image_size
-    tokens = batch_size * (1 + math.prod(vit.patch_embed.grid(size, size)))
-    largest = 4 * tokens * vit.embed_dim**2  # of a block's MLP
+    model, size = encoder.model, encoder.image_size
+    tokens = batch_size * (1 + math.prod(model.grid(size, size)))
+    largest = 4 * tokens * model.embed_dim**2  # of a block's MLP
     for place, batch in zip(features.split(batch_size), made, strict=True):
         unreadable.meet(bad.image for bad in batch.bad)
         if unreadable.given_up:

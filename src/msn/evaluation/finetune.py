@@ -105,7 +105,7 @@ class FinetuneLearner:
         return {
             CLASSIFIER: self.model.state_dict(),
             **average,
-            "num_heads": self.model.encoder.blocks[0].attn.num_heads,
+            "num_heads": self.model.encoder.num_heads,
             "opt": self.optimizer.state_dict(),
         }
 

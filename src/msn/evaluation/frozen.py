@@ -8,7 +8,7 @@ import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,36 +22,17 @@ from msn.interop import reading
 from msn.interop.architecture import digest
 from msn.interop.official import Which
 from msn.interop.weights import Weights
-from msn.models.encoder import VisionTransformer
+from msn.models.encoder import MSN_TAPS, Encoder, Taps
 from msn.models.masking import kept_patches, random_keep
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
-
-
-class Taps(NamedTuple):
-    """Where features are taken from. As it stands: what MSN's own evaluations read.
-
-    Attributes:
-        blocks: class tokens of this many last blocks, side by side.
-        norm: after the final LayerNorm, or before it.
-        patch_average: the mean patch token of the last block follows.
-        mask: share of patches dropped from each image, as in the paper's Table 15.
-    """
-
-    blocks: int = 1
-    norm: bool = False
-    patch_average: bool = False
-    mask: float = 0.0
-
-
-MSN_TAPS = Taps()
 
 
 class FrozenEncoder:
     """An encoder in eval mode, with all that turns an image into its features.
 
     Args:
-        vit: the encoder; a copy goes to each further device.
+        model: the encoder; a copy goes to each further device.
         image_size: side of the square views, px.
         mean, std: one number for each channel.
         digest: of the weights; tells encoders apart.
@@ -61,7 +42,7 @@ class FrozenEncoder:
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        model: Encoder,
         *,
         image_size: int,
         mean: Sequence[float],
@@ -70,19 +51,19 @@ class FrozenEncoder:
         devices: Sequence[torch.device | str] = ("cpu",),
         bf16: bool = False,
     ) -> None:
-        if not len(mean) == len(std) == vit.in_chans:
+        if not len(mean) == len(std) == model.in_chans:
             raise UserError(
                 f"mean and std have {len(mean)} and {len(std)} numbers, the encoder takes images of"
-                f" {vit.in_chans} channels; give one for each"
+                f" {model.in_chans} channels; give one for each"
             )
-        vit = vit.eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
         self.devices = [torch.device(device) for device in devices]
         first, *others = self.devices
-        self._vits = [vit.to(first), *(copy.deepcopy(vit).to(device) for device in others)]
+        self._models = [model.to(first), *(copy.deepcopy(model).to(device) for device in others)]
         self.image_size = image_size
-        self.channels = vit.in_chans
+        self.channels = model.in_chans
         self.mean, self.std = tuple(mean), tuple(std)
-        places = {each.cls_token.device for each in self._vits}
+        places = {each.device for each in self._models}
         self._statistics = {
             place: torch.tensor([self.mean, self.std], device=place) for place in places
         }
@@ -91,13 +72,13 @@ class FrozenEncoder:
         self._require_patches((image_size, image_size))
 
     @property
-    def vit(self) -> VisionTransformer:
+    def model(self) -> Encoder:
         """The encoder itself, on the first device."""
-        return self._vits[0]
+        return self._models[0]
 
     def width(self, taps: Taps = MSN_TAPS) -> int:
         """Count the numbers that make up the features of one image."""
-        return self.vit.embed_dim * (taps.blocks + taps.patch_average)
+        return self.model.width(taps)
 
     def features(self, images: Any, taps: Taps = MSN_TAPS, batch_size: int = 256) -> Tensor:
         """Compute features of images in memory: float32 (N, D) on the CPU, a row for each image.
@@ -140,13 +121,13 @@ class FrozenEncoder:
         """
         self._require_patches(_sides(views))
         keep = self._keep(views, indices, taps.mask)
-        count = min(len(self._vits), len(views))
+        count = min(len(self._models), len(views))
         if count == 1:
-            return self._encode(self.vit, views, keep, taps)
+            return self._encode(self.model, views, keep, taps)
         keeps = [None] * count if keep is None else keep.tensor_split(count)
         with ThreadPoolExecutor(count) as pool:
             parts = pool.map(
-                self._encode, self._vits[:count], views.tensor_split(count), keeps, [taps] * count
+                self._encode, self._models[:count], views.tensor_split(count), keeps, [taps] * count
             )
             return torch.cat(list(parts))
 
@@ -156,10 +137,8 @@ class FrozenEncoder:
         Raises:
             UserError: says which, and what there is.
         """
-        depth = len(self.vit.blocks)
-        if not 1 <= taps.blocks <= depth:
-            raise UserError(f"--blocks {taps.blocks}: the encoder has {depth}; give 1 to {depth}")
-        patches = self.vit.patch_embed.grid(self.image_size, self.image_size)
+        self.model.check(taps)
+        patches = self.model.grid(self.image_size, self.image_size)
         number = patches[0] * patches[1]
         if not 0 <= taps.mask < 1 or kept_patches(number, taps.mask) < 1:
             raise UserError(
@@ -168,32 +147,25 @@ class FrozenEncoder:
             )
 
     @torch.no_grad()
-    def _encode(
-        self, vit: VisionTransformer, views: Tensor, keep: Tensor | None, taps: Taps
-    ) -> Tensor:
-        device = vit.cls_token.device
+    def _encode(self, model: Encoder, views: Tensor, keep: Tensor | None, taps: Taps) -> Tensor:
+        device = model.device
         if views.is_floating_point():
             images = views.to(device)
         else:
             images = normalize(views, *self._statistics[device])
         keep = None if keep is None else keep.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            if taps.blocks == 1 and not taps.patch_average:
-                return vit.cls(images, keep, norm=taps.norm).float().cpu()
-            features = vit.last_features(
-                images, taps.blocks, keep, patch_average=taps.patch_average, norm=taps.norm
-            )
-            return features.float().cpu()
+            return model.features(images, taps, keep).float().cpu()
 
     def _require_patches(self, sides: tuple[int, int]) -> None:
-        if 0 in self.vit.patch_embed.grid(*sides):
+        if 0 in self.model.grid(*sides):
             height, width = sides
             raise UserError(f"images of {height} x {width} px: smaller than the encoder's patches")
 
     def _keep(self, views: Tensor, indices: Sequence[int], mask: float) -> Tensor | None:
         if not mask:
             return None
-        rows, columns = self.vit.patch_embed.grid(*_sides(views))
+        rows, columns = self.model.grid(*_sides(views))
         draws = [
             random_keep(rows * columns, mask, seed=seed64(0, Stream.MASK, index), images=1)
             for index in indices
@@ -246,19 +218,19 @@ def frozen(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    vit: VisionTransformer | None = None,
+    model: Encoder | None = None,
 ) -> FrozenEncoder:
-    """Build a frozen encoder from weights that were read, or from `vit` if it is given.
+    """Build a frozen encoder from weights that were read, or from `model` if it is given.
 
     Size and normalization are those that are given, else the training's, else ImageNet's.
     """
-    vit = vit or found.trainable()
+    model = model or found.trainable()
     return FrozenEncoder(
-        vit,
+        model,
         image_size=image_size or found.image_size,
         mean=mean or found.normalization.mean,
         std=std or found.normalization.std,
-        digest=digest(vit.state_dict()),
+        digest=digest(model.state_dict()),
         devices=devices,
         bf16=bf16,
     )

@@ -17,7 +17,7 @@ from msn.data.labeled import CenterCrop, RandomCrop
 from msn.evaluation.job import Job, build_job, read_weights
 from msn.methods.optim import MomentumSGD
 from msn.methods.schedules import cosine
-from msn.models.encoder import VisionTransformer
+from msn.models.encoder import Encoder, Taps
 from msn.models.linear import HeadSettings, LinearHeads
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
@@ -25,6 +25,7 @@ from msn.runtime.devices import use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.integrity import all_finite
 from msn.runtime.keyed import Stream, seed64
+from msn.runtime.wording import counted
 
 
 class LinearLearner:
@@ -43,7 +44,7 @@ class LinearLearner:
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: Encoder,
         settings: list[HeadSettings],
         *,
         classes: int,
@@ -54,7 +55,7 @@ class LinearLearner:
         seed: int,
     ) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
-        self.device = encoder.cls_token.device
+        self.device = encoder.device
         self.settings, self.total_steps, self.bf16 = settings, total_steps, bf16
         self.blocks = max(each.num_blocks for each in settings)
         self.heads = LinearHeads(
@@ -94,7 +95,7 @@ class LinearLearner:
     def features(self, images: Tensor) -> Tensor:
         """Compute class tokens of as many last blocks as are needed: float32 (B, blocks * D)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.encoder.block_cls(images, self.blocks).float()
+            return self.encoder.features(images, Taps(self.blocks)).float()
 
     def state(self) -> State:
         return {CLASSIFIER: self.heads.state_dict(), "opt": self.optimizer.state_dict()}
@@ -130,11 +131,11 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
     """
     data, optimization, seed = config.data, config.optimization, config.meta.seed
     weights = read_weights(config)
-    depth = weights.architecture.size.depth
-    if max(optimization.num_blocks) > depth:
+    most = weights.architecture.size.tapped
+    if max(optimization.num_blocks) > most:
         raise UserError(
-            f"optimization.num_blocks {max(optimization.num_blocks)} is more than the {depth}"
-            " blocks of the encoder; lower it"
+            f"optimization.num_blocks {max(optimization.num_blocks)} is more than the"
+            f" {counted(most, 'block')} of the encoder that features are read from; lower it"
         )
     job = build_job(
         config,

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msn.config.sections.meta import official_name
-from msn.models.encoder import (
-    CONV_STEM_STRIDE,
-    ENCODERS,
-    EncoderSize,
-    VisionTransformer,
-    build_encoder,
-)
+from msn.config.sizes import CONV_STEM_STRIDE, ENCODERS, RESNETS, EncoderSize, ResNetSize
+from msn.interop import resnets
+from msn.models.encoder import Encoder
+from msn.models.vit import build_encoder
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 
@@ -30,24 +27,32 @@ HEAD_WIDTH = 64  # of each attention head in all named models but deit_huge
 IMAGENET_SIDE = 224
 MAX_SIDE = 2**14  # px
 MAX_DEPTH = 1000
+KNOWN: dict[str, EncoderSize | ResNetSize] = {**ENCODERS, **RESNETS}
 
 
 class Architecture(NamedTuple):
     """What it takes to build the encoder that some weights fit."""
 
-    size: EncoderSize
+    size: EncoderSize | ResNetSize
     in_chans: int
-    image_size: int  # px, the side that the position embeddings are stored for
+    image_size: int  # px, the side that position embeddings are stored for, or that is usual
     form: "BeitForm | None" = None  # of a ViT with relative position biases, as SimMIM has it
 
-    def build(self) -> VisionTransformer:
-        """Build an encoder of this architecture, with random weights and without head."""
+    def build(self, head: nn.Module | None = None) -> Encoder:
+        """Build an encoder of this architecture, with random weights.
+
+        Only a plain ViT takes a head.
+        """
+        size, side, channels = self.size, self.image_size, self.in_chans
+        if isinstance(size, ResNetSize):
+            from msn.models.resnet import ResNet  # loads timm's ResNets, which few need
+
+            return ResNet(size, in_chans=channels)
         if self.form:
             from msn.models.beit import Beit
 
-            beit = Beit(self.size, self.form, image_size=self.image_size, in_chans=self.in_chans)
-            return beit
-        return build_encoder(self.size, image_size=self.image_size, in_chans=self.in_chans)
+            return Beit(size, self.form, image_size=side, in_chans=channels)
+        return build_encoder(size, image_size=side, in_chans=channels, head=head)
 
 
 def digest(weights: State) -> str:
@@ -73,10 +78,14 @@ def infer_architecture(
     our checkpoints), else of the official model of these sizes, else one head for each 64 of the
     width.
 
+    A ResNet has torchvision's names, and takes images of any size.
+
     Raises:
-        UserError: these are not the weights of a Vision Transformer, or of no known number of
-            heads.
+        UserError: these are not the weights of a Vision Transformer or a ResNet, or of no known
+            number of heads.
     """
+    if resnets.is_resnet(weights):
+        return Architecture(*resnets.infer_size(weights, path), IMAGENET_SIDE)
     stem = weights.get("patch_embed.stem.0.weight")
     first = _part(weights, f"patch_embed.{'proj' if stem is None else 'stem.0'}.weight", 4, path)
     width = _part(weights, "cls_token", 3, path).shape[-1]
@@ -153,8 +162,8 @@ def _part(weights: State, name: str, axes: int, path: Path) -> Tensor:
     """Give a tensor that every Vision Transformer has, after checking its number of axes."""
     if name not in weights:
         raise UserError(
-            f"{path}: not the weights of a Vision Transformer with official names (no '{name}');"
-            " give a checkpoint of pre-training"
+            f"{path}: not the weights of a Vision Transformer with official names (no '{name}'),"
+            " nor of a plain ResNet; give a checkpoint of pre-training"
         )
     tensor = weights[name]
     if tensor.ndim != axes or 0 in tensor.shape:
@@ -178,9 +187,9 @@ def _depth(weights: State, path: Path) -> int:
     return depth
 
 
-def official_names(size: EncoderSize) -> list[str]:
-    """List the names of the official models of this size; most sizes have none."""
-    return [name for name, known in ENCODERS.items() if known == size]
+def official_names(size: EncoderSize | ResNetSize) -> list[str]:
+    """List the names of the known models of this size; most sizes have none."""
+    return [name for name, known in KNOWN.items() if known == size]
 
 
 def _heads(size: EncoderSize, meta: dict[str, Any], path: Path) -> Any:
@@ -215,22 +224,20 @@ def section(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return found or {}
 
 
-def require_model(size: EncoderSize, name: str, path: Path) -> None:
+def require_model(size: EncoderSize | ResNetSize, name: str, path: Path) -> None:
     """Refuse weights that are not of the official model that is named.
 
     Raises:
         UserError: there is no such model, or the weights are of another one.
     """
     given, name = name, official_name(name)
-    if name not in ENCODERS:
-        raise UserError(f"--model-name {given}: not a model; known are {', '.join(ENCODERS)}")
-    if ENCODERS[name] == size:
+    if name not in KNOWN:
+        raise UserError(f"--model-name {given}: not a model; known are {', '.join(KNOWN)}")
+    if KNOWN[name] == size:
         return
-    patch = f"patch {size.patch_size}" if size.patch_size else "a convolutional stem"
-    shapes = f"width {size.embed_dim}, depth {size.depth}, {size.num_heads} heads, {patch}"
     actual = " or ".join(official_names(size))
     remedy = f"give the name {actual}" if actual else "leave the name out"
     raise UserError(
-        f"{path}: the weights are of {actual or 'another model'} ({shapes}), not of {given};"
-        f" {remedy} (--model-name, meta.model_name), or other weights"
+        f"{path}: the weights are of {actual or 'another model'} ({size.description}), not of"
+        f" {given}; {remedy} (--model-name, meta.model_name), or other weights"
     )

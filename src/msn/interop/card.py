@@ -1,9 +1,14 @@
 """Model cards: what the weights are, how to load them, their license."""
 
-from msn.interop.architecture import official_names
+from msn.config.sizes import ResNetSize
+from msn.interop.architecture import official_names, section
 from msn.interop.weights import Weights
 
-PAPER = "https://arxiv.org/abs/2204.07141"
+METHODS = {
+    "msn": "Masked Siamese Networks (https://arxiv.org/abs/2204.07141)",
+    "mae": "Masked Autoencoders (https://arxiv.org/abs/2111.06377)",
+    "simmim": "SimMIM (https://arxiv.org/abs/2111.09886)",
+}
 LICENCE = """\
 The license of the weights is for those who trained them to say: add it here. Weights derived from
 those that the authors of the paper released stay under CC BY-NC 4.0."""
@@ -11,8 +16,11 @@ those that the authors of the paper released stay under CC BY-NC 4.0."""
 
 def huggingface(weights: Weights) -> str:
     """Compose the model card, README.md, of a folder for transformers."""
-    name = "ViTMSNForImageClassification" if weights.classifier else "ViTMSNModel"
-    takes = "outputs.logits" if weights.classifier else "outputs.last_hidden_state[:, 0]"
+    resnet = isinstance(weights.architecture.size, ResNetSize)
+    kind = "ResNet" if resnet else "ViTMSN"
+    name = f"{kind}ForImageClassification" if weights.classifier else f"{kind}Model"
+    token = "outputs.pooler_output.flatten(1)" if resnet else "outputs.last_hidden_state[:, 0]"
+    takes = "outputs.logits" if weights.classifier else token
     code = f"""\
 from transformers import AutoImageProcessor, {name}
 
@@ -25,7 +33,7 @@ features = {takes}
 `last_hidden_state` is taken after the final layer norm. The low-shot and linear evaluations of the
 paper read the class token before it: `output_hidden_states=True`, then `hidden_states[-1][:, 0]`.
 """
-    return _card(weights, "transformers", code, "" if weights.classifier else note)
+    return _card(weights, "transformers", code, "" if weights.classifier or resnet else note)
 
 
 def timm(weights: Weights, name: str) -> str:
@@ -42,7 +50,8 @@ features = model.eval()(images)  # (B, {weights.architecture.size.embed_dim})
     note = """\
 Other image sizes: timm antialiases position embeddings when it resizes them, MSN does not.
 """
-    return _card(weights, "timm", code, note)
+    resnet = isinstance(weights.architecture.size, ResNetSize)
+    return _card(weights, "timm", code, "" if resnet else note)
 
 
 def release(weights: Weights, tag: str, steps: int) -> str:
@@ -59,24 +68,33 @@ optimizer, config and log. `SHA256SUMS` holds the hash of each file.
     return _card(weights, "pytorch", code, note)
 
 
+def _method(weights: Weights) -> str:
+    """Name the pre-training: the config's, else MSN, whose official files hold no config."""
+    method = section(weights.config, "meta", weights.path).get("method")
+    if method is None and not isinstance(weights.architecture.size, ResNetSize):
+        method = "msn"
+    return METHODS.get(str(method), "not known")
+
+
 def _card(weights: Weights, library: str, code: str, note: str) -> str:
     size, channels = weights.architecture.size, weights.architecture.in_chans
     named = " / ".join(official_names(size)) or "a size of its own"
-    patch = f"patch {size.patch_size}" if size.patch_size else "convolutional stem"
+    resnet = isinstance(size, ResNetSize)
+    kind, tag = ("ResNet", "resnet") if resnet else ("Vision Transformer", "vision-transformer")
     mean, std = (", ".join(f"{n:.6g}" for n in values) for values in weights.normalization)
     side = weights.architecture.image_size
     return f"""\
 ---
 library_name: {library}
 pipeline_tag: image-feature-extraction
-tags: [msn, self-supervised-learning, vision-transformer]
+tags: [msn, self-supervised-learning, {tag}]
 ---
 
-# Vision Transformer, pre-trained with Masked Siamese Networks
+# {kind}
 
-- encoder: {named}: width {size.embed_dim}, depth {size.depth}, {size.num_heads} heads, {patch}
+- encoder: {named}: {size.description}
 - images: {side} x {side} px, {channels} channels, mean {mean}, standard deviation {std}
-- method: Masked Siamese Networks ({PAPER})
+- method: {_method(weights)}
 
 ```python
 {code}```

@@ -35,7 +35,8 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
             f" were trained on, with --head {path.name}"
         )
     config = section(state, "config", path)
-    if section(config, "meta", path).get("pool") == "patches":
+    averaged = section(config, "meta", path).get("pool") == "patches"
+    if averaged and "encoder.cls_token" in tensors:
         raise UserError(
             f"{path}: its classifier reads averaged patches, the forms to export to read the class"
             " token; fine-tune with meta.pool=cls"
@@ -61,6 +62,11 @@ def with_linear_head(weights: Weights, path: Path) -> Weights:
         UserError: the file is of no linear evaluation, or was trained on another encoder; or the
             classifier sees more than the last block.
     """
+    if "norm.weight" not in weights.encoder:
+        raise UserError(
+            f"{path}: a linear classifier of an evaluation normalizes features first, for which a"
+            " ResNet has no place; fine-tune with meta.trained_blocks, or train one elsewhere"
+        )
     state = checkpoint.load(path, CLASSIFIER)
     tensors = valid.dense(state[CLASSIFIER], f"{path}: '{CLASSIFIER}'")
     if digest(weights.encoder) != state.get("weights"):

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msn.config.sizes import ResNetSize
 from msn.interop.weights import Weights
+from msn.models.encoder import MSN_TAPS, NORMED
 from msn.runtime.errors import UserError
 from msn.runtime.files import replacing
 
@@ -26,8 +28,9 @@ class Graph(nn.Module):
 
     Args:
         weights: of the encoder.
-        tap: what comes out. `cls`: class token after the final norm, (B, D); `cls_prenorm`: before
-            it, as the low-shot and linear evaluations read it; `patches`: normalized patch tokens,
+        tap: what comes out; None takes `cls`, of a ResNet `patch_mean`. `cls`: class token after
+            the final norm, (B, D); `cls_prenorm`: before it, as the low-shot and linear evaluations
+            read it; `patches`: normalized patch tokens, or the places of a ResNet's last map,
             (B, N, D); `patch_mean`: their mean, (B, D); `projection`: the head's output,
             (B, out_dim); `logits`: of the classifier, (B, K).
         normalize: take images in the scale 0 to 1 and normalize them inside.
@@ -36,14 +39,18 @@ class Graph(nn.Module):
         UserError: the weights have no head or classifier for the tap.
     """
 
-    def __init__(self, weights: Weights, tap: Tap, *, normalize: bool) -> None:
+    def __init__(self, weights: Weights, tap: Tap | None, *, normalize: bool) -> None:
         super().__init__()
         if tap == "projection" and not weights.head:
             raise UserError("tap projection: these weights have no projection head; choose cls")
         if tap == "logits" and weights.classifier is None:
             raise UserError("tap logits: these weights have no classifier; choose cls")
         self.encoder = weights.build()
-        self.tap = tap
+        if isinstance(weights.architecture.size, ResNetSize):
+            if tap in ("cls", "cls_prenorm"):
+                raise UserError(f"tap {tap}: a ResNet has no class token; choose patch_mean")
+            tap = tap or "patch_mean"
+        self.tap = tap or "cls"
         self.classifier: nn.Module = nn.Identity()
         if weights.classifier is not None:
             classes, width = weights.classifier.weight.shape
@@ -63,14 +70,14 @@ class Graph(nn.Module):
         if self.normalize:
             images = (images - self.mean) / self.std
         if self.tap == "cls_prenorm":
-            return self.encoder.cls(images, norm=False)
+            return self.encoder.features(images)
         if self.tap == "projection":
             features: Tensor = self.encoder(images)
             return features
         if self.tap in ("patches", "patch_mean"):
             patches = self.encoder.patch_tokens(images)
             return patches if self.tap == "patches" else patches.mean(dim=1)
-        token = self.encoder.cls(images)
+        token = self.encoder.features(images, NORMED if self.encoder.num_heads else MSN_TAPS)
         if self.tap == "cls":
             return token
         logits: Tensor = self.classifier(F.normalize(token, dim=-1) if self.unit_length else token)

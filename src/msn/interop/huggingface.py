@@ -1,7 +1,8 @@
 """Hugging Face folders: `config.json`, `model.safetensors`, `preprocessor_config.json`.
 
-Written as ViTMSN, under the parameter names of transformers 4, which version 5 reads, too. Read
-under either, also as ViT (which DINO's are, too) or ViTMAE. Neither needs transformers.
+A ViT is written as ViTMSN, under the parameter names of transformers 4, which version 5 reads, too,
+and read under either, also as ViT (which DINO's are, too) or ViTMAE. A ResNet is one on both sides.
+Neither needs transformers.
 """
 
 import re
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
-from msn.interop import card, valid
+from msn.interop import card, resnets, valid
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
 from msn.interop.weights import (
@@ -25,7 +27,6 @@ from msn.interop.weights import (
     require_plain,
     weights_from,
 )
-from msn.models.encoder import EncoderSize
 from msn.runtime.checkpoint import shown
 from msn.runtime.errors import UserError
 from msn.runtime.files import new_folder, write_json
@@ -44,6 +45,7 @@ LEFT_OUT = {
     MODEL_TYPE: ("embeddings.mask_token",),  # its masking by replacement, not MSN's
     "vit": ("embeddings.mask_token", "pooler.", "decoder."),
     "vit_mae": ("decoder.",),
+    resnets.MODEL_TYPE: (),
 }
 """Parts beside the encoder by `model_type` of folders that can be read."""
 OTHERS = {
@@ -98,47 +100,106 @@ BLOCK_5 = {
 
 
 def write(folder: Path, weights: Weights) -> None:
-    """Write a folder that `ViTMSNModel.from_pretrained` and the Auto classes read.
+    """Write a folder that `from_pretrained` of ViTMSN, ResNet and the Auto classes read.
 
     With SimMIM's token and decoder, and without classifier, it is one of
     `ViTForMaskedImageModeling`.
 
     Raises:
-        UserError: the encoder has a convolutional stem, which ViTMSN has not; or the folder exists
-            or cannot be written.
+        UserError: the encoder has a convolutional stem, which ViTMSN has not, or groups or wider
+            blocks, which ResNet has not; or the folder exists or cannot be written.
     """
     require_plain(weights, "ViTMSN")
     size = weights.architecture.size
+    weights = without_unit_length(weights, folder)
+    if isinstance(size, ResNetSize):
+        tensors, config = _of_resnet(weights, size, folder)
+    else:
+        tensors, config = _of_vit(weights, size, folder)
+    if weights.classifier:
+        names = [f"LABEL_{label}" for label in range(len(weights.classifier.bias))]
+        config["id2label"] = {str(label): name for label, name in enumerate(names)}
+        config["label2id"] = {name: label for label, name in enumerate(names)}
+    with new_folder(folder) as temporary:
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_json(temporary / CONFIG, config)
+        write_json(temporary / PREPROCESSOR, _preprocessor(weights))
+        (temporary / "README.md").write_text(card.huggingface(weights), encoding="utf-8")
+
+
+def _of_vit(weights: Weights, size: EncoderSize, folder: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Give the tensors and the config of a folder of a ViT."""
     if size.patch_size is None:
         raise UserError(
             f"{folder}: ViTMSN of Hugging Face has no convolutional stem, which this encoder has;"
             " export to official or onnx"
         )
-    weights = without_unit_length(weights, folder)
     tensors = to_huggingface(weights.encoder)
+    config = _config(weights, size)
     if weights.classifier:
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
         tensors |= {f"classifier.{n}": t for n, t in weights.classifier.tensors().items()}
+        config["architectures"] = ["ViTMSNForImageClassification"]
     elif weights.pixels:
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
         tensors |= {PIXELS.get(name, name): tensor for name, tensor in weights.pixels.items()}
-    with new_folder(folder) as temporary:
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / CONFIG, _config(weights))
-        write_json(temporary / PREPROCESSOR, _preprocessor(weights))
-        (temporary / "README.md").write_text(card.huggingface(weights), encoding="utf-8")
+        config["architectures"] = ["ViTForMaskedImageModeling"]
+        config |= {"model_type": "vit", "encoder_stride": size.patch_size}
+    return tensors, config
+
+
+def _of_resnet(weights: Weights, size: ResNetSize, folder: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Give the tensors and the config of a folder of a ResNet."""
+    tensors = resnets.to_huggingface(weights.encoder)
+    config = resnets.huggingface_config(size, weights.architecture.in_chans, folder)
+    config["architectures"] = ["ResNetModel"]
+    if weights.classifier:
+        tensors = {resnets.PREFIX + name: tensor for name, tensor in tensors.items()}
+        tensors |= {f"classifier.1.{n}": t for n, t in weights.classifier.tensors().items()}
+        config["architectures"] = ["ResNetForImageClassification"]
+    return tensors, config
 
 
 def read(folder: Path) -> Weights:
-    """Read a folder of ViTMSN, ViT or ViTMAE, with or without classifier, sharded or not.
+    """Read a folder of ViTMSN, ViT, ViTMAE or ResNet, with or without classifier, sharded or not.
 
     Raises:
         UserError: not such a folder, or its tensors are not those that its config says.
     """
     path = folder / CONFIG
     config = read_json(path)
-    left_out = LEFT_OUT[_model_type(config, path)]
+    kind = _model_type(config, path)
     named = valid.dense(dict(read_tensors(folder)), str(folder))
+    weights = _read_resnet(named, config, folder) if kind == resnets.MODEL_TYPE else None
+    weights = weights or _read_vit(named, config, LEFT_OUT[kind], folder)
+    labels = config.get("id2label")
+    if weights.classifier and isinstance(labels, dict):
+        require_facts(weights, {"id2label": len(labels)}, {"id2label": "classes"}, path)
+    return weights
+
+
+def _read_resnet(named: Tensors, config: dict[str, Any], folder: Path) -> Weights:
+    """Read what a folder of a ResNet holds."""
+    tensors = {name.removeprefix(resnets.PREFIX): tensor for name, tensor in named.items()}
+    weight, bias = tensors.pop("classifier.1.weight", None), tensors.pop("classifier.1.bias", None)
+    weights = weights_from(
+        resnets.from_huggingface(tensors),
+        path=folder,
+        classifier=Classifier(weight, bias) if weight is not None and bias is not None else None,
+        normalization=_normalization(folder),
+        image_size=_image_size(folder),
+    )
+    size = weights.architecture.size
+    if not isinstance(size, ResNetSize):
+        raise UserError(f"{folder}: its config is of a ResNet, its tensors are not; get it anew")
+    resnets.require_facts(config, size, weights.architecture.in_chans, folder / CONFIG)
+    return weights
+
+
+def _read_vit(
+    named: Tensors, config: dict[str, Any], left_out: tuple[str, ...], folder: Path
+) -> Weights:
+    """Read what a folder of a ViT holds, but for the parts that are left out."""
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
     tensors = {name: t for name, t in tensors.items() if not name.startswith(left_out)}
     weight, bias = tensors.pop("classifier.weight", None), tensors.pop("classifier.bias", None)
@@ -149,10 +210,7 @@ def read(folder: Path) -> Weights:
         classifier=Classifier(weight, bias) if weight is not None and bias is not None else None,
         normalization=_normalization(folder),
     )
-    require_facts(weights, config, FACTS, path)
-    labels = config.get("id2label")
-    if weights.classifier and isinstance(labels, dict):
-        require_facts(weights, {"id2label": len(labels)}, {"id2label": "classes"}, path)
+    require_facts(weights, config, FACTS, folder / CONFIG)
     return weights
 
 
@@ -166,7 +224,7 @@ def _model_type(config: dict[str, Any], path: Path) -> str:
             f"{f', which {reason}, as MSN has not' if reason else ''};"
             f" only {', '.join(map(repr, LEFT_OUT))} can be imported"
         )
-    for key, value in FIXED.items():
+    for key, value in FIXED.items() if kind != resnets.MODEL_TYPE else ():
         eps_alike = key == "layer_norm_eps" and kind != MODEL_TYPE and config.get(key) == SMALL_EPS
         if config.get(key, value) != value and not eps_alike:
             raise UserError(f"{path}: {key} {shown(repr(config[key]))} is not MSN's {value!r}")
@@ -236,37 +294,27 @@ def _outer(name: str, names: dict[str, str]) -> str:
     return names.get(name) or (f"{names[stem]}.{kind}" if stem in names else name)
 
 
-def _config(weights: Weights) -> dict[str, Any]:
-    size, image_size, channels = _facts(weights)
-    config: dict[str, Any] = {
+def _config(weights: Weights, size: EncoderSize) -> dict[str, Any]:
+    return {
         "architectures": ["ViTMSNModel"],
         "model_type": MODEL_TYPE,
         "hidden_size": size.embed_dim,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
         "intermediate_size": int(size.embed_dim * size.mlp_ratio),
-        "image_size": image_size,
+        "image_size": weights.architecture.image_size,
         "patch_size": size.patch_size,
-        "num_channels": channels,
+        "num_channels": weights.architecture.in_chans,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
         **FIXED,
     }
-    if weights.classifier:
-        names = [f"LABEL_{label}" for label in range(len(weights.classifier.bias))]
-        config["architectures"] = ["ViTMSNForImageClassification"]
-        config["id2label"] = {str(label): name for label, name in enumerate(names)}
-        config["label2id"] = {name: label for label, name in enumerate(names)}
-    elif weights.pixels:
-        config["architectures"] = ["ViTForMaskedImageModeling"]
-        config |= {"model_type": "vit", "encoder_stride": size.patch_size}
-    return config
 
 
 def _preprocessor(weights: Weights) -> dict[str, Any]:
     """Describe the evaluation view for transformers, as a resize and a center crop."""
-    _, image_size, channels = _facts(weights)
+    image_size, channels = weights.architecture.image_size, weights.architecture.in_chans
     return {
         # ViT's own processor cannot crop; this one of transformers can, under all versions.
         "image_processor_type": "BitImageProcessor",
@@ -284,11 +332,6 @@ def _preprocessor(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _facts(weights: Weights) -> tuple[EncoderSize, int, int]:
-    architecture = weights.architecture
-    return architecture.size, architecture.image_size, architecture.in_chans
-
-
 def _normalization(folder: Path) -> Normalization | None:
     """Read the normalization of images that the folder states; give None if it states none."""
     if not (folder / PREPROCESSOR).exists():
@@ -296,3 +339,16 @@ def _normalization(folder: Path) -> Normalization | None:
     values = read_json(folder / PREPROCESSOR)
     mean, std = values.get("image_mean"), values.get("image_std")
     return None if mean is None or std is None else Normalization(mean, std)
+
+
+def _image_size(folder: Path) -> Any:
+    """Read the side of the images that the folder states, unchecked; None if it states none."""
+    path = folder / PREPROCESSOR
+    values = read_json(path) if path.exists() else {}
+    for key in ("crop_size", "size"):
+        found = values.get(key)
+        sides = found if isinstance(found, dict) else {"height": found}
+        for side in (sides.get("height"), sides.get("shortest_edge")):
+            if side is not None:
+                return side
+    return None

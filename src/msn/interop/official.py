@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization
 from msn.interop import valid
 from msn.interop.architecture import section
@@ -45,9 +46,11 @@ def from_state(
 
 def _pixels(state: dict[str, Any], weights: Weights, path: Path) -> Tensors:
     """Find SimMIM's mask token and decoder beside a plain ViT; without them give nothing."""
-    (patch, width, *_), channels, _, form = weights.architecture
+    size, channels, _, form = weights.architecture
+    patch = size.patch_size if isinstance(size, EncoderSize) else None
     if form or not patch or not {"mask", "decoder"} <= state.keys():
         return {}
+    width = size.embed_dim
     parts = [valid.dense(state[key], f"{path}: '{key}'") for key in ("mask", "decoder")]
     pixels = parts[0] | {f"decoder.{name}": tensor for name, tensor in parts[1].items()}
     values = channels * patch**2
@@ -63,17 +66,23 @@ def write(path: Path, weights: Weights) -> None:
     """Write a file like the released ones: the target encoder and, if there are any, prototypes.
 
     Tensors stand under the official names, without prefixes. Further keys hold the number of heads,
-    which tensors do not tell, and the normalization.
+    which tensors do not tell, and the normalization. A ResNet's tensors stand under `state_dict`,
+    by torchvision's names, with the classifier if there is one.
 
     Raises:
         UserError: it cannot be written.
     """
     state: dict[str, Any] = {
-        "target_encoder": weights.encoder | weights.head,
-        "num_heads": weights.architecture.size.num_heads,
         "mean": list(weights.normalization.mean),
         "std": list(weights.normalization.std),
     }
+    if isinstance(weights.architecture.size, ResNetSize):
+        classifier = weights.classifier.tensors() if weights.classifier else {}
+        named = {f"fc.{name}": tensor for name, tensor in classifier.items()}
+        state["state_dict"] = weights.encoder | named
+    else:
+        state["target_encoder"] = weights.encoder | weights.head
+        state["num_heads"] = weights.architecture.size.num_heads
     if weights.prototypes is not None:
         state["prototypes"] = weights.prototypes
     checkpoint.save(path, state)

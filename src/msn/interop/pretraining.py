@@ -12,6 +12,7 @@ from msn.config.sections.criterion import Criterion
 from msn.config.sections.data import Data
 from msn.config.sections.meta import Meta
 from msn.config.sections.optimization import Optimization
+from msn.config.sizes import ENCODERS, EncoderSize
 from msn.data.inputs import NORMALIZE, require_normalized
 from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop.weights import Weights, weights_from
@@ -19,9 +20,9 @@ from msn.methods.msn.build import draw_prototypes
 from msn.methods.msn.losses import LossSettings, log_prior
 from msn.methods.msn.model import MSN, views_of
 from msn.methods.schedules import linear
-from msn.models.encoder import ENCODERS, EncoderSize, build_encoder
 from msn.models.head import projection_head
 from msn.models.masking import Masking
+from msn.models.vit import build_encoder
 from msn.runtime.errors import UserError
 
 # The defaults of a config file are those of the module.

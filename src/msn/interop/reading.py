@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msn.interop import classifiers, huggingface, official, release, timm_vit, valid
-from msn.interop.architecture import require_model
+from msn.interop import classifiers, huggingface, official, release, resnets, timm_vit, valid
+from msn.interop.architecture import require_model, section
 from msn.interop.official import Which
 from msn.interop.tensorfile import read_file, read_json, require_file
 from msn.interop.weights import Tensors, Weights
@@ -35,7 +35,8 @@ def read(
 
     That is a checkpoint of this project, also of a fine-tuning, or of the official code; one of
     DINO, MAE, timm or Lightning with a plain ViT; a folder for transformers or timm, or a release
-    of a run; or a file of the plain tensors of a ViT.
+    of a run; or a file of the plain tensors of a ViT. Or, of all but MSN and DINO, a ResNet under
+    torchvision's names.
 
     Args:
         path: a file or folder.
@@ -56,12 +57,12 @@ def read(
     return weights
 
 
-def read_start(path: Path, *, num_heads: int, exact: bool) -> State:
+def read_start(path: Path, *, num_heads: int | None, exact: bool) -> State:
     """Read the state that a run resumes or warm-starts from: a target encoder, an anchor if any.
 
     Args:
         path: as for `read`.
-        num_heads: of the run.
+        num_heads: of the run; None where its encoder has no attention.
         exact: give a checkpoint that holds the state of an optimizer as it is.
 
     Raises:
@@ -95,7 +96,14 @@ def _from_state(state: State, path: Path, which: Which, num_heads: int | None) -
     if CLASSIFIER in state:
         return classifiers.finetuned(state, path=path, num_heads=num_heads)
     tensors = _bare(_tensors(state, path, which), path, which)
-    return timm_vit.from_tensors(tensors, path=path, num_heads=num_heads)
+    ours = isinstance(state.get("mean"), list)  # said by no other trainer's files
+    return timm_vit.from_tensors(
+        tensors,
+        path=path,
+        num_heads=num_heads,
+        normalization=official.normalization_of(state, path) if ours else None,
+        config=section(state, "config", path) if ours else None,
+    )
 
 
 def _tensors(state: State, path: Path, which: Which) -> Tensors:
@@ -120,7 +128,7 @@ def _bare(tensors: Tensors, path: Path, which: Which) -> Tensors:
         raise UserError(f"{path}: is of a folder for transformers; give that folder")
     prefixes = (*PLACES[which], "backbone")
     for _ in range(MOST_NESTED):
-        if "cls_token" in tensors:
+        if "cls_token" in tensors or resnets.is_resnet(tensors):
             break
         parts: Mapping[str, Tensors] = {prefix: {} for prefix in prefixes}
         for name, tensor in tensors.items():

@@ -1,6 +1,7 @@
-"""timm folders of a Vision Transformer: `config.json` and `model.safetensors`.
+"""timm folders of a Vision Transformer or ResNet: `config.json` and `model.safetensors`.
 
-timm names the tensors as the official code does. Written without building a model of timm's.
+timm names the tensors as the official code and torchvision do. Written without building a model of
+timm's.
 """
 
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
-from msn.interop import card
+from msn.interop import card, resnets
 from msn.interop.architecture import section
 from msn.interop.classifiers import without_unit_length
 from msn.interop.tensorfile import read_json, read_tensors
@@ -53,20 +55,16 @@ def write(folder: Path, weights: Weights) -> None:
     Its `model.safetensors` is also the `checkpoint_path` of the architecture that the config names.
 
     Raises:
-        UserError: the encoder has a convolutional stem, which timm's ViT has not; or the folder
-            exists or cannot be written.
+        UserError: timm has no such encoder: no ViT with a convolutional stem, no ResNet with
+            another stem than of 64 channels; or the folder exists or cannot be written.
     """
     require_plain(weights, "timm's VisionTransformer")
-    if weights.architecture.size.patch_size is None:
-        raise UserError(
-            f"{folder}: timm's VisionTransformer has no convolutional stem, which this encoder has;"
-            " export to official or onnx"
-        )
     weights = without_unit_length(weights, folder)
     tensors = dict(weights.encoder)
+    config = _config(weights, folder)
     if weights.classifier:
-        tensors |= {f"head.{name}": t for name, t in weights.classifier.tensors().items()}
-    config = _config(weights)
+        name = config["pretrained_cfg"]["classifier"]
+        tensors |= {f"{name}.{part}": t for part, t in weights.classifier.tensors().items()}
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / CONFIG, config)
@@ -75,11 +73,11 @@ def write(folder: Path, weights: Weights) -> None:
 
 
 def read(folder: Path, *, num_heads: int | None = None) -> Weights:
-    """Read a folder of a plain timm ViT: class token, no pooling norm, no extra tokens.
+    """Read a folder of a plain timm ViT (class token, no pooling norm or extra tokens) or ResNet.
 
     Raises:
-        UserError: not such a folder, or of a ViT with other parts, which are listed, or its tensors
-            are not those that its config says.
+        UserError: not such a folder, or of a model with other parts, which are listed, or its
+            tensors are not those that its config says.
     """
     path = folder / CONFIG
     config = read_json(path)
@@ -93,8 +91,10 @@ def read(folder: Path, *, num_heads: int | None = None) -> Weights:
         path=folder,
         num_heads=arguments.get("num_heads", num_heads),
         normalization=None if statistics == [None, None] else Normalization(*statistics),
+        image_size=_side(cfg.get("input_size")),
     )
-    require_facts(weights, arguments, FACTS, path)
+    if isinstance(weights.architecture.size, EncoderSize):
+        require_facts(weights, arguments, FACTS, path)
     require_facts(weights, config, {"num_classes": "classes"}, path)
     return weights
 
@@ -105,52 +105,72 @@ def from_tensors(
     path: Path,
     num_heads: int | None = None,
     normalization: Normalization | None = None,
+    config: dict[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> Weights:
-    """Build weights from the state dict of a plain timm ViT, or of MAE without its decoder."""
+    """Build weights from the state dict of a plain ViT of timm or MAE, or of a ResNet."""
+    head = "fc" if resnets.is_resnet(tensors) else "head"
+    ends = [f"{head}.weight", f"{head}.bias"]
     rest = {
         name: tensor
         for name, tensor in tensors.items()
-        if name not in ("head.weight", "head.bias", "mask_token")
-        and not name.startswith("decoder_")
+        if name not in (*ends, "mask_token") and not name.startswith("decoder_")
     }
     classifier = None
-    if {"head.weight", "head.bias"} <= tensors.keys():
-        classifier = Classifier(tensors["head.weight"], tensors["head.bias"])
+    if tensors.keys() >= set(ends):
+        classifier = Classifier(tensors[ends[0]], tensors[ends[1]])
     return weights_from(
         rest,
         path=path,
         num_heads=num_heads,
         classifier=classifier,
         normalization=normalization,
+        config=config,
+        image_size=image_size,
     )
 
 
-def _config(weights: Weights) -> dict[str, Any]:
+def _vit_model(size: EncoderSize, side: int, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Give timm's name of a ViT, and the arguments that make it of this size."""
+    if size.patch_size is None:
+        raise UserError(
+            f"{folder}: timm's VisionTransformer has no convolutional stem, which this encoder has;"
+            " export to official or onnx"
+        )
+    name = NAMES.get((size.embed_dim, size.patch_size), next(iter(NAMES.values())))
+    return name, {
+        "img_size": side,
+        "patch_size": size.patch_size,
+        "embed_dim": size.embed_dim,
+        "depth": size.depth,
+        "num_heads": size.num_heads,
+        "mlp_ratio": size.mlp_ratio,
+    }
+
+
+def _config(weights: Weights, folder: Path) -> dict[str, Any]:
     size = weights.architecture.size
     side, channels = weights.architecture.image_size, weights.architecture.in_chans
-    assert size.patch_size is not None
-    name = NAMES.get((size.embed_dim, size.patch_size), next(iter(NAMES.values())))
+    if isinstance(size, ResNetSize):
+        name, arguments = resnets.timm_model(size, folder)
+        ends = ("conv1", "fc")
+    else:
+        name, arguments = _vit_model(size, side, folder)
+        ends = ("patch_embed.proj", "head")
+    pool = "avg" if isinstance(size, ResNetSize) else "token"
     classes = len(weights.classifier.bias) if weights.classifier else 0
     return {
         "architecture": name,
         "num_classes": classes,
         "num_features": size.embed_dim,
-        "global_pool": "token",
-        "model_args": {
-            "img_size": side,
-            "patch_size": size.patch_size,
-            "in_chans": channels,
-            "embed_dim": size.embed_dim,
-            "depth": size.depth,
-            "num_heads": size.num_heads,
-            "mlp_ratio": size.mlp_ratio,
-        },
+        "global_pool": pool,
+        "model_args": arguments | {"in_chans": channels},
         "pretrained_cfg": {
             "tag": "msn",
             "architecture": name,
             "custom_load": False,
             "input_size": [channels, side, side],
-            "fixed_input_size": True,
+            "fixed_input_size": isinstance(size, EncoderSize),
             "interpolation": "bilinear",
             "crop_pct": side / eval_short_side(side),
             "crop_mode": "center",
@@ -158,7 +178,12 @@ def _config(weights: Weights) -> dict[str, Any]:
             "std": list(weights.normalization.std),
             "num_classes": classes,
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "first_conv": ends[0],
+            "classifier": ends[1],
         },
     }
+
+
+def _side(input_size: Any) -> Any:
+    """Give the side of the images that timm's `input_size` (C, H, W) states, unchecked."""
+    return input_size[-1] if isinstance(input_size, list) and len(input_size) == 3 else None

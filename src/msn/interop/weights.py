@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop import valid
 from msn.interop.architecture import MAX_SIDE, Architecture, infer_architecture, section
-from msn.models.encoder import VisionTransformer, build_encoder
+from msn.models.encoder import Encoder
 from msn.models.head import projection_head
 from msn.runtime.checkpoint import listed, shown
 from msn.runtime.errors import UserError
@@ -21,7 +22,7 @@ HEAD = "fc."
 
 
 class Classifier(NamedTuple):
-    """A linear layer on the normalized class token: weight (K, D), bias (K,).
+    """A linear layer on the normalized class token or a ResNet's mean: weight (K, D), bias (K,).
 
     With `unit_length` the token is scaled to length 1 before it.
     """
@@ -70,16 +71,17 @@ class Weights:
     @property
     def image_size(self) -> int:
         """Side of the training's views, px; without its config, of the position embeddings."""
-        size = section(self.config, "data", self.path).get("rand_size")
+        data = section(self.config, "data", self.path)
+        size = data.get("image_size", data.get("rand_size"))
         return self.architecture.image_size if size is None else size
 
-    def build(self) -> VisionTransformer:
+    def build(self) -> Encoder:
         """Build the encoder, with its head if there is one, in float32 and in evaluation mode."""
         encoder = _without_values(self.architecture, self.head)
         encoder.load_state_dict(self.encoder | self.head, assign=True)
         return encoder.float().requires_grad_(False).eval()
 
-    def trainable(self) -> VisionTransformer:
+    def trainable(self) -> Encoder:
         """Build the encoder without its head, in float32, with tensors of its own."""
         encoder = self.architecture.build()
         encoder.load_state_dict(self.encoder)
@@ -95,6 +97,7 @@ def weights_from(
     classifier: Classifier | None = None,
     normalization: Normalization | None = None,
     config: dict[str, Any] | None = None,
+    image_size: int | None = None,
 ) -> Weights:
     """Build weights from an encoder's tensors in official names, with or without its head.
 
@@ -109,6 +112,7 @@ def weights_from(
         classifier: on the class token.
         normalization: of the images, where it is known.
         config: of the run that made them, where it is known.
+        image_size: side of the images, px, where it is known; positions tell, a ResNet does not.
 
     Raises:
         UserError: the tensors are not those of an encoder, or other parts do not fit it: what is
@@ -120,10 +124,16 @@ def weights_from(
         raise UserError(f"{path}: holds a projection head without an encoder; give both")
     architecture = infer_architecture(tensors, config, path=path, num_heads=num_heads)
     size, channels = architecture.size, architecture.in_chans
+    data = section(config or {}, "data", path)
+    side_key = "image_size" if "image_size" in data else "rand_size"
+    image_size = data.get(side_key) if image_size is None else image_size
+    if isinstance(size, ResNetSize) and image_size is not None:
+        architecture = architecture._replace(image_size=image_size)
+    kind = "ResNet" if isinstance(size, ResNetSize) else "ViT"
     model = _without_values(architecture, head)
     if problems := valid.unlike(tensors, model.state_dict()):
         raise UserError(
-            f"{path}: not the tensors of a ViT of width {size.embed_dim} and depth {size.depth}:"
+            f"{path}: not the tensors of a {kind} of {size.description}:"
             f" {listed(problems)}; check that the file is whole and of such an encoder"
         )
     if prototypes is not None:
@@ -141,8 +151,12 @@ def weights_from(
         stated=normalization,
         config=config or {},
     )
-    if type(side := weights.image_size) is not int or not 0 < side <= MAX_SIDE:
-        raise UserError(f"{path}: data.rand_size is {shown(side)}, must be 1 to {MAX_SIDE} px")
+    for name, side in (
+        (f"data.{side_key}", weights.image_size),
+        ("the image size", architecture.image_size),
+    ):
+        if type(side) is not int or not 0 < side <= MAX_SIDE:
+            raise UserError(f"{path}: {name} is {shown(side)}, must be 1 to {MAX_SIDE} px")
     return weights
 
 
@@ -173,17 +187,14 @@ def require_facts(
     Raises:
         UserError: it does.
     """
-    (patch_size, width, depth, num_heads, mlp_ratio), channels, side, _ = weights.architecture
-    facts = {
-        "image_size": side,
-        "patch_size": patch_size,
-        "channels": channels,
-        "width": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "hidden": int(width * mlp_ratio),
-        "classes": len(weights.classifier.bias) if weights.classifier else 0,
-    }
+    size, channels, side, _ = weights.architecture
+    classes = len(weights.classifier.bias) if weights.classifier else 0
+    facts: dict[str, Any] = {"image_size": side, "channels": channels, "classes": classes}
+    patch_size = None
+    if isinstance(size, EncoderSize):
+        patch_size, width, depth, num_heads, mlp_ratio = size
+        facts |= {"patch_size": patch_size, "width": width, "depth": depth}
+        facts |= {"num_heads": num_heads, "hidden": int(width * mlp_ratio)}
     for key, name in names.items():
         said, fact = config.get(key), facts[name]
         if said is None or said in (fact, [fact, fact]):
@@ -206,7 +217,7 @@ def _fitting(classifier: Classifier, width: int, path: Path) -> Classifier:
     return classifier._replace(weight=weight, bias=bias)
 
 
-def _without_values(architecture: Architecture, head: Tensors) -> VisionTransformer:
+def _without_values(architecture: Architecture, head: Tensors) -> Encoder:
     """Build the encoder on the meta device, with a head of the shapes that its tensors have."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of parts without numbers, which will not fit
@@ -217,7 +228,4 @@ def _without_values(architecture: Architecture, head: Tensors) -> VisionTransfor
             batch_norm = any(name.startswith(HEAD + "bn") for name in head)
             width = architecture.size.embed_dim
             fc = projection_head(width, hidden, out, batch_norm=batch_norm)
-        if architecture.form:
-            return architecture.build()
-        size, side, channels = architecture.size, architecture.image_size, architecture.in_chans
-        return build_encoder(size, image_size=side, in_chans=channels, head=fc)
+        return architecture.build(fc)

@@ -10,7 +10,7 @@ from msn.config.load import Config
 from msn.data.batch import Views
 from msn.data.draws import ViewKind, ViewSpec
 from msn.methods.schedules import Schedules, msn_schedules
-from msn.models.encoder import VisionTransformer
+from msn.models.encoder import Encoder
 from msn.runtime import checkpoint, collectives
 
 Fact = tuple[str, str]
@@ -99,22 +99,22 @@ class Method(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def encoder(self) -> VisionTransformer:
+    def encoder(self) -> Encoder:
         """The encoder that is probed, evaluated and exported."""
 
     @staticmethod
-    def probed(encoder: VisionTransformer, images: Tensor) -> Tensor:
+    def probed(encoder: Encoder, images: Tensor) -> Tensor:
         """Compute the features (B, D) that the probe measures; by default the class token."""
-        return encoder.cls(images, norm=False)
+        return encoder.features(images)
 
     def after_step(self, step: int) -> None:
         """Do what follows an optimizer step, such as moving a target; by default nothing."""
 
-    def encoders(self) -> Sequence[VisionTransformer]:
+    def encoders(self) -> Sequence[Encoder]:
         """List all encoders, whose blocks are sharded and compiled one by one."""
         return [self.encoder]
 
-    def trained_encoders(self) -> Sequence[VisionTransformer]:
+    def trained_encoders(self) -> Sequence[Encoder]:
         """List the encoders that gradients flow through, whose activations can be recomputed."""
         return [self.encoder]
 

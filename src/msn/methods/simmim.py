@@ -20,9 +20,10 @@ from msn.methods.pixel_losses import focal_frequency, masked_focal_l1, masked_l1
 from msn.methods.schedules import Schedules, cosine, simmim_rate
 from msn.methods.simmim_parts import build_encoder_of, cost, plan_lines, simmim_groups
 from msn.models.batch_norm import statistics_kept
+from msn.models.encoder import Encoder
 from msn.models.mask_token import Maskable, MaskToken
 from msn.models.mask_units import draw_orders, enlarged, masked_units, unit_masks
-from msn.models.resnet import STRIDE, ResNet
+from msn.models.resnet import ResNet
 from msn.runtime import checkpoint, collectives
 from msn.runtime.keyed import Stream, seed64
 
@@ -98,7 +99,7 @@ class SimMIM(Method):
     ) -> None:
         super().__init__()
         self.backbone, self.token = encoder, token
-        stride = STRIDE if isinstance(encoder, ResNet) else token.stride
+        stride = encoder.size.stride if isinstance(encoder, ResNet) else token.stride
         self.decoder = nn.Sequential(
             nn.Conv2d(encoder.embed_dim, channels * stride**2, 1), nn.PixelShuffle(stride)
         )
@@ -227,11 +228,11 @@ class SimMIM(Method):
         }
 
     @property
-    def encoder(self) -> Maskable:  # type: ignore[override]
+    def encoder(self) -> Maskable:
         return self.backbone
 
     @staticmethod
-    def probed(encoder: Maskable, images: Tensor) -> Tensor:
+    def probed(encoder: Encoder, images: Tensor) -> Tensor:
         """Average the last map: a class token would have no part in the loss."""
         return encoder.patch_tokens(images).mean(dim=1)
 

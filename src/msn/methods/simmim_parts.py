@@ -8,14 +8,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msn.config.load import SimMIMConfig
 from msn.config.sections.meta import EncoderSize as ViTSection
-from msn.config.sections.simmim import ResNetSize as ResNetSection
+from msn.config.sections.resnet import ResNetSize as ResNetSection
+from msn.config.sizes import ENCODERS, RESNETS, EncoderSize, ResNetSize
 from msn.methods.base import Cost, Fact
 from msn.methods.msn.plan import activation_bytes
 from msn.models.beit import Beit, BeitForm, init_as_simmim
-from msn.models.encoder import ENCODERS, EncoderSize, build_encoder
 from msn.models.mask_token import Maskable
 from msn.models.mask_units import masked_units
-from msn.models.resnet import RESNETS, ResNet, ResNetSize
+from msn.models.resnet import ResNet
+from msn.models.vit import build_encoder
 
 if TYPE_CHECKING:
     from msn.methods.simmim import SimMIM
@@ -47,7 +48,7 @@ def build_encoder_of(config: SimMIMConfig, channels: int) -> Maskable:
 def _resnet_size(config: SimMIMConfig) -> ResNetSize:
     own = config.meta.encoder
     if isinstance(own, ResNetSection):
-        return ResNetSize(own.block, own.layers, own.width)
+        return own.size
     assert config.meta.model_name
     return RESNETS[config.meta.model_name]
 

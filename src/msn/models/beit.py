@@ -13,6 +13,7 @@ from timm.models.beit import RelativePositionBias, gen_relative_position_index
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msn.config.sizes import EncoderSize
 from msn.models.block import (
     Affine,
     attention_linear,
@@ -20,7 +21,7 @@ from msn.models.block import (
     gelu_linear,
     norm_linear,
 )
-from msn.models.encoder import EncoderSize, PatchEmbed, VisionTransformer
+from msn.models.vit import PatchEmbed, VisionTransformer
 
 EXTRA = 3
 """Rows of a table behind those of patch pairs: class token to patch, patch to class token, class

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from msn.models.encoder import VisionTransformer
+from msn.models.encoder import MSN_TAPS, Encoder, Taps
 
+POOLS = {"cls": MSN_TAPS, "patches": Taps(blocks=0, patch_average=True)}
 NOT_DECAYED = ("encoder.pos_embed", "encoder.cls_token")
 
 
@@ -16,7 +17,8 @@ class Classifier(nn.Module):
         encoder: pre-trained; its projection head is not used.
         classes: number of classes.
         pool: "cls" reads the class token through the encoder's norm, "patches" the mean patch
-            token through a new norm, as MAE does.
+            token through a new norm, as MAE does. A ResNet has neither: its classifier reads the
+            mean of the last map.
         drop_path_rate: stochastic depth of the last block, linear from 0 at the first.
         trained_blocks: only so many last blocks, the norm and the linear layer are trained, and
             what comes before is as in evaluation; None trains all.
@@ -24,43 +26,33 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: Encoder,
         classes: int,
         *,
         pool: str = "cls",
         drop_path_rate: float = 0.0,
         trained_blocks: int | None = None,
     ) -> None:
-        from timm.layers import DropPath
-
         super().__init__()
         self.pool = pool
-        self.norm: nn.LayerNorm = encoder.norm
-        if pool == "patches":
-            self.norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
+        self.norm = encoder.give_norm(pool)
         self.head = nn.Linear(encoder.embed_dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
-        del encoder.norm, encoder.fc  # neither is used
         self.encoder = encoder
-        depth = len(encoder.blocks)
-        for i, block in enumerate(encoder.blocks):
-            rate = drop_path_rate * i / max(depth - 1, 1)
-            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+        encoder.set_drop_path(drop_path_rate)
         self._frozen: list[nn.Module] = []
         if trained_blocks is not None:
-            self._frozen = [encoder.patch_embed, *encoder.blocks[: depth - trained_blocks]]
+            stages = list(encoder.stages())
+            first = len(stages) - trained_blocks
+            self._frozen = stages[:first]
             self.requires_grad_(False)
-            for trained in (*encoder.blocks[depth - trained_blocks :], self.norm, self.head):
+            for trained in (*stages[first:], self.norm, self.head):
                 trained.requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.pool == "cls":
-            token = self.encoder.cls(images, norm=False)
-        else:
-            (tokens,) = self.encoder.block_outputs(images)
-            token = tokens[:, 1:].mean(dim=1)
-        logits: Tensor = self.head(self.norm(token))
+        features = self.encoder.features(images, POOLS[self.pool])
+        logits: Tensor = self.head(self.norm(features))
         return logits
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -76,6 +68,6 @@ class Classifier(nn.Module):
         What matches neither, norm and head, is a last layer of its own, as in MAE.
         """
         return {
-            "stem": r"^encoder\.(?:cls_token|pos_embed|patch_embed)",
-            "blocks": [(r"^encoder\.blocks\.(\d+)", None)],
+            "stem": rf"^encoder\.(?:{self.encoder.STEM})",
+            "blocks": [(rf"^encoder\.{self.encoder.BLOCKS}", None)],
         }

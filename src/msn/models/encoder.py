@@ -1,388 +1,114 @@
-"""Vision Transformers on timm's blocks, with what MSN needs added.
+"""What an image encoder is to methods and evaluations, and where its features are read."""
 
-Added here: position embeddings resized as in the official code (bicubic, no antialias), patches
-dropped by given indices, feature taps, official initialization and official state-dict names
-(`cls_token`, `pos_embed`, `patch_embed.*`, `blocks.N.*`, `norm.*`, and `fc.*` for the head).
-"""
-
-from collections import deque
-from functools import partial
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
-
-from msn.models.masking import select
-
-CONV_STEM_STRIDE = 16
 
 
-class EncoderSize(NamedTuple):
-    """What distinguishes one encoder from another. `patch_size` None stands for the conv stem."""
+class Taps(NamedTuple):
+    """Where features are taken from. As it stands: what MSN's own evaluations read.
 
-    patch_size: int | None
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float = 4.0
-
-
-ENCODERS: dict[str, EncoderSize] = {
-    "deit_tiny": EncoderSize(16, 192, 12, 3),
-    "deit_small": EncoderSize(16, 384, 12, 6),
-    "deit_small_p8": EncoderSize(8, 384, 12, 6),
-    "deit_small_p7": EncoderSize(7, 384, 12, 6),
-    "vitc_4gf": EncoderSize(None, 384, 11, 6, 3.0),
-    "deit_small_convstem": EncoderSize(None, 384, 11, 6, 6.0),
-    "deit_base_p8": EncoderSize(8, 768, 12, 12),
-    "deit_base_p7": EncoderSize(7, 768, 12, 12),
-    "deit_base_p4": EncoderSize(4, 768, 12, 12),
-    "deit_base": EncoderSize(16, 768, 12, 12),
-    "deit_large_p7": EncoderSize(7, 1024, 24, 16),
-    "deit_large_p8": EncoderSize(8, 1024, 24, 16),
-    "deit_large": EncoderSize(16, 1024, 24, 16),
-    "deit_huge": EncoderSize(16, 1280, 32, 16),
-    "deit_huge_p8": EncoderSize(8, 1280, 32, 16),
-    "deit_huge_p7": EncoderSize(7, 1280, 32, 16),
-    "deit_huge_p10": EncoderSize(10, 1280, 32, 16),
-}
-
-
-class PatchEmbed(nn.Module):
-    """Linear embedding of square patches; a border that holds no whole patch is dropped."""
-
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.in_chans = in_chans
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Count the rows and columns of patches in an image."""
-        return height // self.patch_size, width // self.patch_size
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed the patches of images, row by row: (B, C, H, W) -> (B, N, D).
-
-        The convolution of the official code, written as the matrix product that it is: patches do
-        not overlap, so a product of the unfolded image is the same and faster.
-        """
-        batch, channels, height, width = images.shape
-        rows, columns = self.grid(height, width)
-        size = self.patch_size
-        patches = images[:, :, : rows * size, : columns * size]
-        patches = patches.reshape(batch, channels, rows, size, columns, size)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-class ConvEmbed(nn.Module):
-    """Convolutional stem (arXiv 2106.14881): 3x3 convolutions of stride 2, then one 1x1."""
-
-    def __init__(self, in_chans: int, channels: list[int], strides: list[int]) -> None:
-        super().__init__()
-        self.in_chans = in_chans
-        layers: list[nn.Module] = []
-        for out_chans, stride in zip(channels[:-1], strides[:-1], strict=True):
-            layers.append(nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, bias=False))
-            layers += [nn.BatchNorm2d(out_chans), nn.ReLU(inplace=True)]
-            in_chans = out_chans
-        layers.append(nn.Conv2d(in_chans, channels[-1], 1, strides[-1]))
-        self.strides = strides
-        self.stem = nn.Sequential(*layers)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Count the rows and columns of tokens; padded convolutions round up."""
-        for stride in self.strides:
-            height, width = -(-height // stride), -(-width // stride)
-        return height, width
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images as tokens, row by row: (B, C, H, W) -> (B, N, D)."""
-        tokens: Tensor = self.stem(images).flatten(2).transpose(1, 2)
-        return tokens
-
-
-class VisionTransformer(nn.Module):
-    """A ViT encoder whose output is the head's projection of the normalized class token.
-
-    Args:
-        patch_embed: images to patch tokens; its `grid` gives rows and columns for a size.
-        image_size: side in pixels that the position embeddings are stored for.
-        embed_dim: width D.
-        depth: number of blocks.
-        num_heads: attention heads; they divide `embed_dim`.
-        mlp_ratio: hidden width of a block's MLP over D.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
-        head: applied to the class token; identity when None.
+    Attributes:
+        blocks: class tokens of this many last blocks, side by side; 0 leaves them out.
+        norm: after the final LayerNorm, or before it.
+        patch_average: the mean patch token of the last block follows.
+        mask: share of patches dropped from each image, as in the paper's Table 15.
     """
 
-    def __init__(
-        self,
-        patch_embed: PatchEmbed | ConvEmbed,
-        *,
-        image_size: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        drop_path_rate: float = 0.0,
-        head: nn.Module | None = None,
-    ) -> None:
-        from msn.models.block import Block  # timm takes seconds, and few commands build one
+    blocks: int = 1
+    norm: bool = False
+    patch_average: bool = False
+    mask: float = 0.0
 
-        super().__init__()
-        self.embed_dim = embed_dim
-        self.in_chans = patch_embed.in_chans
-        self.grid_size = patch_embed.grid(image_size, image_size)
-        num_patches = self.grid_size[0] * self.grid_size[1]
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
-        self.patch_embed = patch_embed
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
-        rates = [drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
-        # Any: to mypy a member of a module is a Tensor or a Module, which has no `attn`.
-        self._recompute = False
-        self.blocks: Any = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=True,
-                drop_path=rate,
-                norm_layer=norm_layer,
-            )
-            for rate in rates
-        )
-        self.norm = norm_layer(embed_dim)
-        self.fc = head if head is not None else nn.Identity()
-        self.apply(_init_official)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Compute the head's output of the class token: (B, C, H, W) -> (B, out_dim).
+MSN_TAPS = Taps()
+NORMED = Taps(norm=True)
+"""The class token as others read it."""
+
+
+class Encoder(nn.Module, ABC):
+    """Images (B, C, H, W) to features: what methods train and evaluations read.
+
+    Attributes:
+        embed_dim: width D of a token.
+        in_chans: channels C of an image.
+        num_heads: of its attention, which the shapes of weights do not tell; None without.
+        ENTRIES: methods beside `forward` that compute on images, which sharding has to know.
+        STEM, BLOCKS: patterns of the names of parameters, with the numbers of a block in groups,
+            for learning rates by layer.
+    """
+
+    ENTRIES: ClassVar[tuple[str, ...]] = ("features",)
+    STEM: ClassVar[str]
+    BLOCKS: ClassVar[str]
+
+    embed_dim: int
+    in_chans: int
+    num_heads: int | None = None
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Count the rows and columns of tokens that an image gives; (0, 0) if it is too small."""
+
+    @abstractmethod
+    def features(self, images: Tensor, taps: Taps = MSN_TAPS, keep: Tensor | None = None) -> Tensor:
+        """Compute the features of images: (B, width(taps)).
 
         Args:
             images: one batch of equal size.
+            taps: where they are read; `mask` is for the caller, who draws `keep`.
             keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
         """
-        features: Tensor = self.fc(self.norm(self._last_cls(images, keep)))
-        return features
 
-    def block_outputs(
-        self, images: Tensor, keep: Tensor | None = None, *, last: int = 1
-    ) -> list[Tensor]:
-        """Compute tokens (B, 1 + kept, D) after each of the last blocks, before the final norm."""
-        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
-        outputs: deque[Tensor] = deque(maxlen=last)
-        for block in self.blocks:
-            tokens = block(tokens, *beside)
-            outputs.append(tokens)
-        return list(outputs)
-
-    def cls(self, images: Tensor, keep: Tensor | None = None, *, norm: bool = True) -> Tensor:
-        """Compute the class token after the last block, (B, D), with or without the final norm.
-
-        MSN's low-shot and linear evaluations read it without.
-        """
-        token = self._last_cls(images, keep)
-        return self.norm(token) if norm else token
-
-    def block_cls(self, images: Tensor, blocks: int, keep: Tensor | None = None) -> Tensor:
-        """Compute class tokens of the last `blocks` blocks, before the norm: (B, blocks * D)."""
-        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
-        outputs: deque[Tensor] = deque(maxlen=blocks)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens, *beside)
-            outputs.append(tokens[:, 0])
-        outputs.append(self.blocks[-1](tokens, *beside, class_token_only=True))
-        return torch.cat(list(outputs), dim=-1)
-
-    def last_features(
-        self,
-        images: Tensor,
-        blocks: int,
-        keep: Tensor | None = None,
-        *,
-        patch_average: bool = False,
-        norm: bool = True,
-    ) -> Tensor:
-        """Compute the class tokens of the last `blocks` blocks: (B, blocks * D).
-
-        With `patch_average` the mean of the last block's patches follows: D more. With `norm` the
-        final norm is applied to every token.
-        """
-        final = self.norm if norm else nn.Identity()
-        outputs = self.block_outputs(images, keep, last=blocks)
-        parts = [final(tokens[:, 0]) for tokens in outputs]
-        if patch_average:
-            parts.append(final(outputs[-1][:, 1:]).mean(dim=1))
-        return torch.cat(parts, dim=-1)
-
-    def tokens(
-        self,
-        images: Tensor,
-        keep: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        mask_token: Tensor | None = None,
-    ) -> Tensor:
-        """Compute all tokens after the final norm, class token first: (B, 1 + kept, D).
-
-        The arguments are those of `embed`.
-        """
-        tokens = self.embed(images, keep, mask=mask, mask_token=mask_token)
-        beside = self.beside(*images.shape[-2:])
-        for block in self.blocks:
-            tokens = self._run(block, tokens, beside)
-        normed: Tensor = self.norm(tokens)
-        return normed
-
+    @abstractmethod
     def patch_tokens(self, images: Tensor) -> Tensor:
-        """Compute the normalized patch tokens after the last block: (B, N, D)."""
-        (tokens,) = self.block_outputs(images)
-        patches: Tensor = self.norm(tokens[:, 1:])
-        return patches
+        """Compute the final tokens of all places of the grid, row by row: (B, N, D)."""
 
-    def attention_maps(self, images: Tensor) -> Tensor:
-        """Compute attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
-        tokens = self.embed(images)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        attention = self.blocks[-1].attn
-        qkv = attention.qkv(self.blocks[-1].norm1(tokens))
-        query, key, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        weights: Tensor = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
-        return weights
+    @abstractmethod
+    def stages(self) -> Sequence[nn.Module]:
+        """List the parts from input to output, the stem first, then one block after another.
 
-    def embed(
-        self,
-        images: Tensor,
-        keep: Tensor | None = None,
-        *,
-        mask: Tensor | None = None,
-        mask_token: Tensor | None = None,
-    ) -> Tensor:
-        """Make the tokens that enter the first block: (B, 1 + kept, D), class token first.
-
-        Args:
-            images: one batch of equal size.
-            keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
-            mask: (B, N), true where `mask_token` (1, 1, D) takes the place of a patch.
-            mask_token: a patch as it is before its position is added.
+        They are sharded, or frozen in fine-tuning, one by one.
         """
-        patches = self.patch_embed(images)
-        if mask is not None and mask_token is not None:
-            patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
-        positions = self.resized_pos_embed(*self.patch_embed.grid(*images.shape[-2:]))
-        cls_position, patch_positions = positions[:, :1], positions[:, 1:]
-        patches = patches + patch_positions
-        if keep is not None:
-            patches = select(patches, keep)
-        cls = (self.cls_token + cls_position).expand(images.shape[0], -1, -1)
-        return torch.cat([cls, patches], dim=1)
 
-    def resized_pos_embed(self, rows: int, columns: int) -> Tensor:
-        """Resize the position embeddings to a grid of patches: (1, 1 + rows * columns, D).
+    @abstractmethod
+    def compile_blocks(self) -> None:
+        """Compile the parts that are alike when they are first used; names are unchanged."""
 
-        Bicubic without antialiasing, the class position untouched: the values of the official
-        code, also for the grids on which that code crashes (14 to 29 for one) and for rectangular
-        ones (which it takes for square if the number of patches happens to match).
+    @abstractmethod
+    def recompute_activations(self, recompute: bool) -> None:
+        """Keep only the inputs of the parts, and recompute the rest in the backward pass."""
+
+    @abstractmethod
+    def set_drop_path(self, rate: float) -> None:
+        """Set the stochastic depth of the last block, growing linearly from 0 at the first."""
+
+    @abstractmethod
+    def give_norm(self, pool: str) -> nn.Module:
+        """Give the norm between features of this pooling and a classifier.
+
+        The encoder then computes features alone: what it has behind them is dropped.
         """
-        if (rows, columns) == self.grid_size:
-            return self.pos_embed
-        cls_position, patch_positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        grid = patch_positions.reshape(1, *self.grid_size, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
-        return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    @abstractmethod
+    def check(self, taps: Taps) -> None:
+        """Refuse taps that this encoder does not have.
+
+        Raises:
+            UserError: says which, and what there is.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def width(self, taps: Taps = MSN_TAPS) -> int:
+        """Count the numbers that make up the features of one image."""
+        return self.embed_dim * (taps.blocks + taps.patch_average)
 
     def use_fused_attention(self, fused: bool) -> None:
-        """Choose PyTorch's fused attention or plain matrix products, with equal results.
-
-        Fused is the default and the faster choice, but for bfloat16 on a CPU, whose fused backward
-        pass takes three to five times as long.
-        """
-        for block in self.blocks:
-            block.attn.fused_attn = fused
-
-    def recompute_activations(self, recompute: bool) -> None:
-        """Keep only the input of each block, and recompute the rest in the backward pass.
-
-        About a third more time for a fraction of the memory; the values are the same.
-        """
-        self._recompute = recompute
-
-    def compile_blocks(self) -> None:
-        """Compile the blocks when they are first used, for every shape that they meet.
-
-        By block, as all blocks are alike and one is compiled in a fraction of the time of the
-        whole; sharding and the exchange of gradients meet whole blocks, too. The last, of which
-        little is computed, is left as it is. Names are unchanged.
-        """
-        # Views of three sizes and stochastic depth of each block: more variants than the 8 after
-        # which torch gives up.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
-        for block in self.blocks[:-1]:
-            block.compile(dynamic=False)
-
-    def _last_cls(self, images: Tensor, keep: Tensor | None) -> Tensor:
-        """Compute the class token after the last block, (B, D), and no other token there."""
-        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
-        for block in self.blocks[:-1]:
-            tokens = self._run(block, tokens, beside)
-        token: Tensor = self.blocks[-1](tokens, *beside, class_token_only=True)
-        return token
-
-    def beside(self, height: int, width: int) -> tuple[Any, ...]:
-        """Give what each block takes beside the tokens of an image of this size; here nothing."""
-        return ()
-
-    def _run(self, block: nn.Module, tokens: Tensor, beside: tuple[Any, ...]) -> Tensor:
-        """Run a block on all tokens, keeping its activations or not."""
-        if self._recompute and torch.is_grad_enabled():
-            again: Tensor = checkpoint(block, tokens, *beside, use_reentrant=False)
-            return again
-        out: Tensor = block(tokens, *beside)
-        return out
-
-
-def build_encoder(
-    size: EncoderSize,
-    *,
-    image_size: int = 224,
-    in_chans: int = 3,
-    drop_path_rate: float = 0.0,
-    head: nn.Module | None = None,
-) -> VisionTransformer:
-    """Build an encoder of one of the `ENCODERS` sizes or any other."""
-    embed: PatchEmbed | ConvEmbed
-    if size.patch_size is None:
-        stages = [size.embed_dim // ratio for ratio in (8, 4, 2, 1)]
-        embed = ConvEmbed(in_chans, [*stages, size.embed_dim], [2, 2, 2, 2, 1])
-    else:
-        embed = PatchEmbed(size.patch_size, in_chans, size.embed_dim)
-    return VisionTransformer(
-        embed,
-        image_size=image_size,
-        embed_dim=size.embed_dim,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        mlp_ratio=size.mlp_ratio,
-        drop_path_rate=drop_path_rate,
-        head=head,
-    )
-
-
-def _init_official(module: nn.Module) -> None:
-    """Initialize as in the official code: linear normal .02, convolution Kaiming normal, fan-in.
-
-    Biases of linear layers are zero; norms keep weight one and bias zero.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_in")
+        """Choose how attention is computed, in encoders that have it."""

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from msn.models.encoder import PatchEmbed, VisionTransformer
 from msn.models.mask_units import enlarged
 from msn.models.resnet import ResNet
+from msn.models.vit import PatchEmbed, VisionTransformer
 
 Maskable = VisionTransformer | ResNet
 STD = 0.02

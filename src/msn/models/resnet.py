@@ -7,7 +7,7 @@ groups (ResNeXt, arXiv 1611.05431).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -15,52 +15,13 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from msn.config.sizes import ResNetSize
 from msn.models.batch_norm import BatchNorm2d, statistics_kept
-
-STRIDE = 32  # px of the image for a place of the last map
-STAGES = 4
-
-
-class ResNetSize(NamedTuple):
-    """What distinguishes one ResNet from another.
-
-    Attributes:
-        block: two 3x3 convolutions, or 1x1, 3x3 and 1x1 with four times the channels.
-        layers: blocks of each stage.
-        width: channels of the stem; twice as many in each next stage, before the expansion.
-        groups: of the 3x3 convolutions in bottleneck blocks.
-        group_width: channels of each group in the first stage of a network of width 64.
-    """
-
-    block: Literal["basic", "bottleneck"]
-    layers: tuple[int, int, int, int]
-    width: int = 64
-    groups: int = 1
-    group_width: int = 64
-
-    @property
-    def embed_dim(self) -> int:
-        """Channels of the last map."""
-        return self.width * 8 * (4 if self.block == "bottleneck" else 1)
+from msn.models.encoder import MSN_TAPS, Encoder, Taps
+from msn.runtime.errors import UserError
 
 
-RESNETS: dict[str, ResNetSize] = {
-    "resnet18": ResNetSize("basic", (2, 2, 2, 2)),
-    "resnet26": ResNetSize("bottleneck", (2, 2, 2, 2)),
-    "resnet34": ResNetSize("basic", (3, 4, 6, 3)),
-    "resnet50": ResNetSize("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ResNetSize("bottleneck", (3, 4, 23, 3)),
-    "resnet152": ResNetSize("bottleneck", (3, 8, 36, 3)),
-    "resnet200": ResNetSize("bottleneck", (3, 24, 36, 3)),
-    "wide_resnet50_2": ResNetSize("bottleneck", (3, 4, 6, 3), group_width=128),
-    "wide_resnet101_2": ResNetSize("bottleneck", (3, 4, 23, 3), group_width=128),
-    "resnext50_32x4d": ResNetSize("bottleneck", (3, 4, 6, 3), groups=32, group_width=4),
-    "resnext101_32x8d": ResNetSize("bottleneck", (3, 4, 23, 3), groups=32, group_width=8),
-    "resnext101_64x4d": ResNetSize("bottleneck", (3, 4, 23, 3), groups=64, group_width=4),
-}
-
-
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """A ResNet without its classifier, whose features are the mean of the last map.
 
     BatchNorm is over the batch of all processes. Convolutions are initialized as in torchvision,
@@ -71,6 +32,10 @@ class ResNet(nn.Module):
         in_chans: channels of the images.
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
     """
+
+    ENTRIES = ("features", "map")
+    STEM = r"conv1|bn1"
+    BLOCKS = r"layer(\d+)\.(\d+)"
 
     def __init__(self, size: ResNetSize, *, in_chans: int = 3, drop_path_rate: float = 0.0) -> None:
         super().__init__()
@@ -100,7 +65,34 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the mean of the last map: (B, C, H, W) -> (B, embed_dim)."""
-        return self.map(images).mean(dim=(2, 3))
+        return self.features(images)
+
+    def features(self, images: Tensor, taps: Taps = MSN_TAPS, keep: Tensor | None = None) -> Tensor:
+        """Compute the mean of the last map, the only features of a ResNet: (B, embed_dim).
+
+        Raises:
+            UserError: the taps are others, or `keep` is given.
+        """
+        self.check(taps)
+        if keep is not None:
+            raise UserError("a ResNet sees whole images: it cannot drop patches")
+        return self._map(images).mean(dim=(2, 3))
+
+    def check(self, taps: Taps) -> None:
+        """Refuse taps other than the mean of the last map.
+
+        Raises:
+            UserError: says which, and the remedy.
+        """
+        reasons = {
+            "--blocks": taps.blocks > 1 and "has features of its last map only",
+            "--norm": taps.norm and "ends without a norm",
+            "--mask": bool(taps.mask) and "sees whole images",
+            "--patch-average": taps.blocks + taps.patch_average != 1 and "has no class token",
+        }
+        for option, reason in reasons.items():
+            if reason:
+                raise UserError(f"{option}: a ResNet {reason}; leave the option out")
 
     def stem(self, images: Tensor) -> Tensor:
         """Compute what enters the first stage: (B, C, H, W) -> (B, width, H/4, W/4)."""
@@ -120,6 +112,15 @@ class ResNet(nn.Module):
             at: the stage, from 0, whose input is changed: (B, channels(at), H/stride, W/stride).
             change: what is done to it, such as replacing masked places.
         """
+        return self._map(images, at, change)
+
+    def _map(
+        self,
+        images: Tensor,
+        at: int | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Compute `map`, to be called by either entry: sharding wraps each of them once."""
         maps = self.stem(images)
         for number, layer in enumerate(self._layers()):
             if number == at and change is not None:
@@ -139,7 +140,7 @@ class ResNet(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Count the rows and columns of the last map; padded convolutions round up."""
-        return -(-height // STRIDE), -(-width // STRIDE)
+        return self.size.grid(height), self.size.grid(width)
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Compute the places of the last map, row by row: (B, N, embed_dim)."""
@@ -156,8 +157,9 @@ class ResNet(nn.Module):
             own = rate * number / max(len(blocks) - 1, 1)
             block.drop_path = DropPath(own) if own else None
 
-    def use_fused_attention(self, fused: bool) -> None:
-        """Do nothing: there is no attention."""
+    def give_norm(self, pool: str) -> nn.Module:
+        """Give no norm: a classifier reads the mean of the last map, whatever the pooling."""
+        return nn.Identity()
 
     def recompute_activations(self, recompute: bool) -> None:
         """Keep only the input of each block, and recompute the rest in the backward pass.

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device) -> None:
+def shard(model: nn.Module, encoders: Iterable[Any], device: torch.device) -> None:
     """Shard a model's weights in place, block by block; each shard goes to its device.
 
     Args:
         model: equal on all processes, on the CPU, so that no device ever holds the whole.
-        encoders: of the model, each with `blocks`.
+        encoders: of the model, see `msn.models.encoder.Encoder`.
         device: of this process.
 
     Raises:
@@ -39,14 +39,15 @@ def shard(model: nn.Module, encoders: Iterable[nn.Module], device: torch.device)
             " several (--devices, torchrun, srun) or set it to false"
         )
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (processes,))
     for encoder in encoders:
-        blocks: Any = encoder.blocks
-        for block in blocks:
+        for block in encoder.stages()[1:]:
             fully_shard(block, mesh=mesh)
         fully_shard(encoder, mesh=mesh)
+        for entry in encoder.ENTRIES:
+            register_fsdp_forward_method(encoder, entry)
     fully_shard(model, mesh=mesh)
 
 

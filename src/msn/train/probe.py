@@ -15,7 +15,7 @@ from msn.data.sources import open_source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
 from msn.evaluation.knn import knn
-from msn.models.encoder import VisionTransformer
+from msn.models.encoder import Encoder
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
 from msn.runtime.log import logger
@@ -69,7 +69,7 @@ class Probe:
                 " labeled training images; lower it"
             )
 
-    def top1(self, encoder: VisionTransformer) -> float:
+    def top1(self, encoder: Encoder) -> float:
         """Measure the k-NN accuracy of the encoder, in percent."""
         train, val = self._features(encoder)
         settings = self.settings
@@ -83,7 +83,7 @@ class Probe:
         )
         return result.top1
 
-    def report(self, encoder: VisionTransformer, folder: Path, tag: str) -> None:
+    def report(self, encoder: Encoder, folder: Path, tag: str) -> None:
         """Report raw pixels, untrained and trained encoder: log a table; write JSON and PNG."""
         untrained = self.parts.built_anew(self.config).encoder.to(self.parts.device)
         small = self._images(min(self.config.data.rand_size, PIXELS))
@@ -108,7 +108,7 @@ class Probe:
             )
         )
 
-    def _features(self, encoder: VisionTransformer) -> tuple[Tensor, Tensor]:
+    def _features(self, encoder: Encoder) -> tuple[Tensor, Tensor]:
         """Compute the features of both splits, and put the encoder back into its mode."""
         was_training = encoder.training
         encoder.eval()
@@ -145,7 +145,7 @@ def is_due(config: Config, epoch: int) -> bool:
     return epoch == config.optimization.epochs or bool(every and epoch % every == 0)
 
 
-def whole_encoder(config: Config, parts: Parts) -> VisionTransformer:
+def whole_encoder(config: Config, parts: Parts) -> Encoder:
     """Give rank 0 the evaluated encoder to use alone; a copy if its weights are sharded.
 
     All processes call this; those that share with rank 0 get an encoder without data.

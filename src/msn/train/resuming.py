@@ -63,7 +63,7 @@ def open_start(config: Config, parts: Parts, path: Path) -> checkpoint.Found:
         UserError: it cannot be read.
     """
     exact = str(path) != config.meta.init_from
-    heads = parts.model.encoder.blocks[0].attn.num_heads
+    heads = parts.model.encoder.num_heads
     return checkpoint.Found(path, reading.read_start(path, num_heads=heads, exact=exact))
 
 

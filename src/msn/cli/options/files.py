@@ -44,7 +44,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="checkpoint of a linear evaluation of these weights: its best classifier goes along",
     )
     add = parser.add_argument_group("options for onnx and torch").add_argument
-    add("--tap", choices=TAPS, default="cls", help="output of the graph")
+    add("--tap", choices=TAPS, help="output of the graph: cls, of a ResNet patch_mean")
     add(
         "--normalize",
         "--normalise",

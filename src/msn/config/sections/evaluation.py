@@ -26,7 +26,7 @@ from msn.config.sections.base import (
 )
 from msn.config.sections.data import CropScale, Images
 from msn.config.sections.logging import FileStem, RunLogging
-from msn.config.sections.meta import ModelName, RunMeta
+from msn.config.sections.meta import AnyModelName, RunMeta
 
 
 def _one_as_several(value: Any) -> Any:
@@ -95,7 +95,7 @@ class AugmentedImages(LabeledImages):
 class LinearMeta(RunMeta):
     """The encoder, and how a run starts."""
 
-    model_name: ModelName | None = None
+    model_name: AnyModelName | None = None
     """What the weights have to be of; null takes what they are."""
     weights: Literal["target", "anchor"] = "target"
     """Which encoder of the checkpoint."""

@@ -16,6 +16,7 @@ from msn.config.sections.base import (
     Side,
     Width,
 )
+from msn.config.sizes import RESNETS
 
 # fmt: off
 PATCH_SIZES = {
@@ -40,10 +41,19 @@ def official_name(name: Any) -> Any:
     return alias if alias in PATCH_SIZES and name.startswith("vit_") else name
 
 
+def _vit_name(name: Any) -> Any:
+    """Refuse a ResNet with the reason; give any other name as `official_name` does."""
+    if name in RESNETS:
+        raise ValueError("must be a ViT: patches are dropped, and a ResNet takes whole images")
+    return official_name(name)
+
+
 if TYPE_CHECKING:
     ModelName = str
+    AnyModelName = str
 else:
-    ModelName = Annotated[Literal[MODEL_NAMES], BeforeValidator(official_name)]
+    ModelName = Annotated[Literal[MODEL_NAMES], BeforeValidator(_vit_name)]
+    AnyModelName = Annotated[Literal[(*MODEL_NAMES, *RESNETS)], BeforeValidator(official_name)]
 
 
 class EncoderSize(Section):

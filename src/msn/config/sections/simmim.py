@@ -2,49 +2,31 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Strict, model_validator
+from pydantic import Field, Strict, model_validator
 
 from msn.config.sections.base import (
     BelowOne,
     EpochSpan,
-    Few,
     GradientNorm,
     Million,
     NonNegative,
     Positive,
     Probability,
-    Section,
     Side,
-    Width,
 )
 from msn.config.sections.criterion import Criterion
 from msn.config.sections.data import CropScale, Data
-from msn.config.sections.meta import (
-    CONV_STEMS,
-    MODEL_NAMES,
-    EncoderSize,
-    Meta,
-    official_name,
-)
+from msn.config.sections.meta import CONV_STEMS, AnyModelName, Meta
 from msn.config.sections.optimization import Optimization
+from msn.config.sections.resnet import AnyEncoder, ResNetSize
+from msn.config.sizes import RESNETS
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-RESNETS = (
-    *("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-)
-RESNET_STRIDE = 32
-"""Pixels of the image for a place of the last map."""
+RESNET_STRIDE = RESNETS["resnet50"].stride
 STAGE_STRIDES = (4, 4, 8, 16)
 """Pixels of the image for a place of what enters each stage."""
-
-if TYPE_CHECKING:
-    SimMIMModelName = str
-else:
-    SimMIMModelName = Annotated[Literal[MODEL_NAMES + RESNETS], BeforeValidator(official_name)]
 
 
 class SimMIMCriterion(Criterion):
@@ -85,25 +67,14 @@ class SimMIMCriterion(Criterion):
         return kind, own if self.frequency_weight is None else self.frequency_weight
 
 
-class ResNetSize(Section):
-    """A ResNet of any size, in place of a named one."""
-
-    block: Literal["basic", "bottleneck"]
-    """Two 3x3 convolutions, or 1x1, 3x3 and 1x1 with four times the channels."""
-    layers: Annotated[tuple[Few, Few, Few, Few], Strict(False)]
-    """Blocks of each stage."""
-    width: Width = 64
-    """Channels of the stem."""
-
-
 class SimMIMMeta(Meta):
     """The encoder, and how a run starts."""
 
     method: Literal["simmim"] = "simmim"
     """Pre-training method."""
-    model_name: SimMIMModelName | None = "deit_base"
+    model_name: AnyModelName | None = "deit_base"
     """One of the official encoders of MSN, or a ResNet."""
-    encoder: EncoderSize | ResNetSize | None = None  # type: ignore[assignment]
+    encoder: AnyEncoder | None = None  # type: ignore[assignment]
     """A Vision Transformer or ResNet of any size; replaces model_name."""
     positions: Literal["shared", "block", "learned"] = "shared"
     """What tells a ViT where a patch is: relative biases, of one table for all blocks (official) or

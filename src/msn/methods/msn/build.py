@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from msn.config.load import Config
+from msn.config.sizes import ENCODERS, EncoderSize
 from msn.methods.base import decay_groups
 from msn.methods.msn.losses import LossSettings
 from msn.methods.schedules import Schedule, linear
-from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
 from msn.models.head import projection_head
+from msn.models.vit import VisionTransformer, build_encoder
 
 
 def build_anchor(config: Config, channels: int) -> VisionTransformer:

@@ -29,8 +29,8 @@ from msn.methods.msn.plan import cost, plan_lines
 from msn.methods.msn.prior import read_log_prior
 from msn.methods.schedules import Schedule
 from msn.models.batch_norm import statistics_kept
-from msn.models.encoder import VisionTransformer
 from msn.models.masking import Masking, random_keep
+from msn.models.vit import VisionTransformer
 from msn.runtime import checkpoint, collectives
 from msn.runtime.keyed import Stream, seed64
 

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from msn.config.load import Config
 from msn.methods.base import Cost, Fact
 from msn.methods.msn.build import build_anchor, momentum_schedule, sharpening_schedule
-from msn.models.encoder import VisionTransformer
 from msn.models.masking import kept_patches
+from msn.models.vit import VisionTransformer
 
 
 def plan_lines(config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:

@@ -5,8 +5,10 @@ import timm
 import torch
 
 from msn.config.load import CONV_STEMS, PATCH_SIZES
-from msn.models.encoder import ENCODERS, EncoderSize, VisionTransformer, build_encoder
+from msn.config.sizes import ENCODERS, EncoderSize
+from msn.models.encoder import NORMED, Taps
 from msn.models.head import projection_head
+from msn.models.vit import VisionTransformer, build_encoder
 
 TINY = EncoderSize(4, 16, 2, 2)
 
@@ -31,7 +33,7 @@ def test_agrees_with_timm_at_the_stored_size() -> None:
     assert peer.load_state_dict(own.state_dict(), strict=True)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        torch.testing.assert_close(own.cls(images), peer(images), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(own.features(images, NORMED), peer(images), atol=1e-5, rtol=1e-5)
 
 
 def test_official_initialization() -> None:
@@ -76,7 +78,7 @@ def test_order_of_kept_patches_does_not_matter() -> None:
 def test_a_border_without_a_whole_patch_is_dropped() -> None:
     model = tiny().eval()
     images = torch.randn(2, 3, 18, 19)
-    assert torch.equal(model.cls(images), model.cls(images[:, :, :16, :16]))
+    assert torch.equal(model.tokens(images), model.tokens(images[:, :, :16, :16]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (40, 33), (17, 31)])
@@ -107,9 +109,9 @@ def test_patch_tokens_are_those_of_the_tap_with_average() -> None:
     images = torch.randn(2, 3, 16, 16)
     tokens = model.patch_tokens(images)
     assert tokens.shape == (2, 16, 16)
-    averaged = model.last_features(images, 1, patch_average=True)
+    averaged = model.features(images, Taps(norm=True, patch_average=True))
     torch.testing.assert_close(tokens.mean(dim=1), averaged[:, 16:])
-    torch.testing.assert_close(model.cls(images), averaged[:, :16])
+    torch.testing.assert_close(model.features(images, NORMED), averaged[:, :16])
 
 
 def test_stochastic_depth_grows_to_the_last_block() -> None:

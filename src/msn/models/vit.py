@@ -1,0 +1,351 @@
+"""Vision Transformers on timm's blocks, with what MSN needs added.
+
+Added here: position embeddings resized as in the official code (bicubic, no antialias), patches
+dropped by given indices, feature taps, official initialization and official state-dict names
+(`cls_token`, `pos_embed`, `patch_embed.*`, `blocks.N.*`, `norm.*`, and `fc.*` for the head).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from msn.config.sizes import EncoderSize
+from msn.models.encoder import MSN_TAPS, NORMED, Encoder, Taps
+from msn.models.masking import select
+from msn.runtime.errors import UserError
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of square patches; a border that holds no whole patch is dropped."""
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.in_chans = in_chans
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Count the rows and columns of patches in an image."""
+        return height // self.patch_size, width // self.patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed the patches of images, row by row: (B, C, H, W) -> (B, N, D).
+
+        The convolution of the official code, written as the matrix product that it is: patches do
+        not overlap, so a product of the unfolded image is the same and faster.
+        """
+        batch, channels, height, width = images.shape
+        rows, columns = self.grid(height, width)
+        size = self.patch_size
+        patches = images[:, :, : rows * size, : columns * size]
+        patches = patches.reshape(batch, channels, rows, size, columns, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ConvEmbed(nn.Module):
+    """Convolutional stem (arXiv 2106.14881): 3x3 convolutions of stride 2, then one 1x1."""
+
+    def __init__(self, in_chans: int, channels: list[int], strides: list[int]) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        layers: list[nn.Module] = []
+        for out_chans, stride in zip(channels[:-1], strides[:-1], strict=True):
+            layers.append(nn.Conv2d(in_chans, out_chans, 3, stride, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(out_chans), nn.ReLU(inplace=True)]
+            in_chans = out_chans
+        layers.append(nn.Conv2d(in_chans, channels[-1], 1, strides[-1]))
+        self.strides = strides
+        self.stem = nn.Sequential(*layers)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Count the rows and columns of tokens; padded convolutions round up."""
+        for stride in self.strides:
+            height, width = -(-height // stride), -(-width // stride)
+        return height, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images as tokens, row by row: (B, C, H, W) -> (B, N, D)."""
+        tokens: Tensor = self.stem(images).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class VisionTransformer(Encoder):
+    """A ViT encoder whose output is the head's projection of the normalized class token.
+
+    Args:
+        patch_embed: images to patch tokens; its `grid` gives rows and columns for a size.
+        image_size: side in pixels that the position embeddings are stored for.
+        embed_dim: width D.
+        depth: number of blocks.
+        num_heads: attention heads; they divide `embed_dim`.
+        mlp_ratio: hidden width of a block's MLP over D.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+        head: applied to the class token; identity when None.
+    """
+
+    ENTRIES = ("features", "tokens")
+    STEM = r"cls_token|pos_embed|patch_embed"
+    BLOCKS = r"blocks\.(\d+)"
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed | ConvEmbed,
+        *,
+        image_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        drop_path_rate: float = 0.0,
+        head: nn.Module | None = None,
+    ) -> None:
+        from msn.models.block import Block  # timm takes seconds, and few commands build one
+
+        super().__init__()
+        self.embed_dim, self.num_heads = embed_dim, num_heads
+        self.in_chans = patch_embed.in_chans
+        self.grid_size = patch_embed.grid(image_size, image_size)
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
+        self.patch_embed = patch_embed
+        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        rates = [drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
+        # Any: to mypy a member of a module is a Tensor or a Module, which has no `attn`.
+        self._recompute = False
+        self.blocks: Any = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=True,
+                drop_path=rate,
+                norm_layer=norm_layer,
+            )
+            for rate in rates
+        )
+        self.norm = norm_layer(embed_dim)
+        self.fc = head if head is not None else nn.Identity()
+        self.apply(_init_official)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Compute the head's output of the class token: (B, C, H, W) -> (B, out_dim).
+
+        Args:
+            images: one batch of equal size.
+            keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
+        """
+        features: Tensor = self.fc(self.features(images, NORMED, keep))
+        return features
+
+    def features(self, images: Tensor, taps: Taps = MSN_TAPS, keep: Tensor | None = None) -> Tensor:
+        """Compute class tokens of the last blocks, then the mean patch: (B, width(taps)).
+
+        MSN's low-shot and linear evaluations read them before the final norm. Where no patch is
+        asked for, the last block computes its class token alone.
+        """
+        final = self.norm if taps.norm else nn.Identity()
+        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
+        class_tokens: deque[Tensor] = deque(maxlen=taps.blocks)
+        for block in self.blocks[:-1]:
+            tokens = self._run(block, tokens, beside)
+            class_tokens.append(tokens[:, 0])
+        if not taps.patch_average:
+            class_tokens.append(self.blocks[-1](tokens, *beside, class_token_only=True))
+            return torch.cat([final(token) for token in class_tokens], dim=-1)
+        tokens = self._run(self.blocks[-1], tokens, beside)
+        class_tokens.append(tokens[:, 0])
+        patches = final(tokens[:, 1:]).mean(dim=1)
+        return torch.cat([*(final(token) for token in class_tokens), patches], dim=-1)
+
+    def tokens(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Compute all tokens after the final norm, class token first: (B, 1 + kept, D).
+
+        The arguments are those of `embed`.
+        """
+        tokens = self.embed(images, keep, mask=mask, mask_token=mask_token)
+        beside = self.beside(*images.shape[-2:])
+        for block in self.blocks:
+            tokens = self._run(block, tokens, beside)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Compute the normalized patch tokens after the last block: (B, N, D)."""
+        return self.tokens(images)[:, 1:]
+
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """Compute attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
+        tokens = self.embed(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        attention = self.blocks[-1].attn
+        qkv = attention.qkv(self.blocks[-1].norm1(tokens))
+        query, key, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        weights: Tensor = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
+        return weights
+
+    def embed(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tensor:
+        """Make the tokens that enter the first block: (B, 1 + kept, D), class token first.
+
+        Args:
+            images: one batch of equal size.
+            keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
+            mask: (B, N), true where `mask_token` (1, 1, D) takes the place of a patch.
+            mask_token: a patch as it is before its position is added.
+        """
+        patches = self.patch_embed(images)
+        if mask is not None and mask_token is not None:
+            patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
+        positions = self.resized_pos_embed(*self.grid(*images.shape[-2:]))
+        cls_position, patch_positions = positions[:, :1], positions[:, 1:]
+        patches = patches + patch_positions
+        if keep is not None:
+            patches = select(patches, keep)
+        cls = (self.cls_token + cls_position).expand(images.shape[0], -1, -1)
+        return torch.cat([cls, patches], dim=1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return self.patch_embed.grid(height, width)
+
+    def check(self, taps: Taps) -> None:
+        least, depth = (0 if taps.patch_average else 1), len(self.blocks)
+        if not least <= taps.blocks <= depth:
+            raise UserError(
+                f"--blocks {taps.blocks}: the encoder has {depth}; give {least} to {depth}"
+            )
+
+    def set_drop_path(self, rate: float) -> None:
+        """Set the stochastic depth of the last block, growing linearly from 0 at the first."""
+        from timm.layers import DropPath
+
+        depth = len(self.blocks)
+        for number, block in enumerate(self.blocks):
+            own = rate * number / max(depth - 1, 1)
+            block.drop_path1, block.drop_path2 = DropPath(own), DropPath(own)
+
+    def give_norm(self, pool: str) -> nn.Module:
+        """Give the final norm to read class tokens through, a new one to read mean patches."""
+        norm: nn.Module = self.norm
+        del self.norm, self.fc
+        return norm if pool == "cls" else nn.LayerNorm(self.embed_dim, eps=1e-6)
+
+    def stages(self) -> Sequence[nn.Module]:
+        return [self.patch_embed, *self.blocks]
+
+    def resized_pos_embed(self, rows: int, columns: int) -> Tensor:
+        """Resize the position embeddings to a grid of patches: (1, 1 + rows * columns, D).
+
+        Bicubic without antialiasing, the class position untouched: the values of the official
+        code, also for the grids on which that code crashes (14 to 29 for one) and for rectangular
+        ones (which it takes for square if the number of patches happens to match).
+        """
+        if (rows, columns) == self.grid_size:
+            return self.pos_embed
+        cls_position, patch_positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        grid = patch_positions.reshape(1, *self.grid_size, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def use_fused_attention(self, fused: bool) -> None:
+        """Choose PyTorch's fused attention or plain matrix products, with equal results.
+
+        Fused is the default and the faster choice, but for bfloat16 on a CPU, whose fused backward
+        pass takes three to five times as long.
+        """
+        for block in self.blocks:
+            block.attn.fused_attn = fused
+
+    def recompute_activations(self, recompute: bool) -> None:
+        """Keep only the input of each block, and recompute the rest in the backward pass.
+
+        About a third more time for a fraction of the memory; the values are the same.
+        """
+        self._recompute = recompute
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks when they are first used, for every shape that they meet.
+
+        By block, as all blocks are alike and one is compiled in a fraction of the time of the
+        whole; sharding and the exchange of gradients meet whole blocks, too. The last, of which
+        little is computed, is left as it is. Names are unchanged.
+        """
+        # Views of three sizes and stochastic depth of each block: more variants than the 8 after
+        # which torch gives up.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+        for block in self.blocks[:-1]:
+            block.compile(dynamic=False)
+
+    def beside(self, height: int, width: int) -> tuple[Any, ...]:
+        """Give what each block takes beside the tokens of an image of this size; here nothing."""
+        return ()
+
+    def _run(self, block: nn.Module, tokens: Tensor, beside: tuple[Any, ...]) -> Tensor:
+        """Run a block on all tokens, keeping its activations or not."""
+        if self._recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, tokens, *beside, use_reentrant=False)
+            return again
+        out: Tensor = block(tokens, *beside)
+        return out
+
+
+def build_encoder(
+    size: EncoderSize,
+    *,
+    image_size: int = 224,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    head: nn.Module | None = None,
+) -> VisionTransformer:
+    """Build an encoder of one of the `ENCODERS` sizes or any other."""
+    embed: PatchEmbed | ConvEmbed
+    if size.patch_size is None:
+        stages = [size.embed_dim // ratio for ratio in (8, 4, 2, 1)]
+        embed = ConvEmbed(in_chans, [*stages, size.embed_dim], [2, 2, 2, 2, 1])
+    else:
+        embed = PatchEmbed(size.patch_size, in_chans, size.embed_dim)
+    return VisionTransformer(
+        embed,
+        image_size=image_size,
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        mlp_ratio=size.mlp_ratio,
+        drop_path_rate=drop_path_rate,
+        head=head,
+    )
+
+
+def _init_official(module: nn.Module) -> None:
+    """Initialize as in the official code: linear normal .02, convolution Kaiming normal, fan-in.
+
+    Biases of linear layers are zero; norms keep weight one and bias zero.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in")
