@@ -65,7 +65,7 @@ class ResNet(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the mean of the last map: (B, C, H, W) -> (B, embed_dim)."""
-        return self.features(images)
+        return self._map(images).mean(dim=(2, 3))
 
     def features(self, images: Tensor, taps: Taps = MSN_TAPS, keep: Tensor | None = None) -> Tensor:
         """Compute the mean of the last map, the only features of a ResNet: (B, embed_dim).

@@ -144,7 +144,7 @@ class VisionTransformer(Encoder):
             images: one batch of equal size.
             keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
         """
-        features: Tensor = self.fc(self.features(images, NORMED, keep))
+        features: Tensor = self.fc(self._features(images, NORMED, keep))
         return features
 
     def features(self, images: Tensor, taps: Taps = MSN_TAPS, keep: Tensor | None = None) -> Tensor:
@@ -153,6 +153,10 @@ class VisionTransformer(Encoder):
         MSN's low-shot and linear evaluations read them before the final norm. Where no patch is
         asked for, the last block computes its class token alone.
         """
+        return self._features(images, taps, keep)
+
+    def _features(self, images: Tensor, taps: Taps, keep: Tensor | None) -> Tensor:
+        """Compute `features`, to be called by each entry: sharding wraps every one of them once."""
         final = self.norm if taps.norm else nn.Identity()
         tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
         class_tokens: deque[Tensor] = deque(maxlen=taps.blocks)
