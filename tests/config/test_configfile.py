@@ -295,7 +295,7 @@ REFUSED: list[tuple[list[str] | str, str]] = [
     ('logging.write_tag="a\\0"', 'logging.write_tag = "a\\u0000": must be a plain file name'),
     ("meta.model_name=deit_base_p6", 'meta.model_name = "deit_base_p6": did you mean \'deit_base'),
     ("meta.model_name=convnext", "meta.model_name = \"convnext\": must be 'deit_tiny', "),
-    ("meta.method=mae", "meta.method = \"mae\": must be 'msn'"),
+    ("meta.method=dino", "meta.method = \"dino\": must be 'msn'"),
     ("meta.drop_path_rate=1", "meta.drop_path_rate = 1: must be less than 1"),
     ("meta.seed=-1", "meta.seed = -1: must be at least 0"),
     ("optimization.epochs=0", "optimization.epochs = 0: must be at least 1"),

@@ -1,6 +1,6 @@
 """Print the JSON schema of config files: `python -m msn.config > configs/schema.json`.
 
-The name of a method with keys of its own gives that of its files: `simmim`, `schema_simmim.json`.
+The name of a method with keys of its own gives that of its files: `mae`, `schema_mae.json`.
 """
 
 import json

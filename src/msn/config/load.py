@@ -26,6 +26,7 @@ from msn.config.sections.evaluation import (
     LinearOptimization,
 )
 from msn.config.sections.logging import Logging, Probe, RunLogging
+from msn.config.sections.mae import MAECriterion, MAEData, MAEMeta, MAEOptimization
 from msn.config.sections.meta import (
     CONV_STEMS,
     MODEL_NAMES,
@@ -192,22 +193,13 @@ class Config(RunFile):
                 yield f"{rule}: the last {size % patch} rows and columns of pixels are not seen"
 
 
-class SimMIMConfig(Config):
-    """A whole SimMIM pre-training."""
+class ImageConfig(Config):
+    """A pre-training with one view of each image."""
 
     NO_EFFECT: ClassVar[dict[str, tuple[str, ...]]] = {
         "meta": (*Config.NO_EFFECT["meta"], "hidden_dim", "output_dim", "use_bn"),
         **MSN_ONLY,
     }
-
-    data: SimMIMData
-    criterion: SimMIMCriterion = SimMIMCriterion()
-    meta: SimMIMMeta = SimMIMMeta()
-    optimization: SimMIMOptimization = SimMIMOptimization()
-
-    def _problems(self) -> Iterator[tuple[str, str]]:
-        yield from super()._problems()
-        yield from mask_problems(self.data, self.criterion, self.meta)
 
     def notices(self) -> list[str]:
         idle = {
@@ -219,7 +211,41 @@ class SimMIMConfig(Config):
         return [*super().notices(), *([said] if idle else [])]
 
 
-KINDS: dict[str, type[Config]] = {"simmim": SimMIMConfig}
+class SimMIMConfig(ImageConfig):
+    """A whole SimMIM pre-training."""
+
+    data: SimMIMData
+    criterion: SimMIMCriterion = SimMIMCriterion()
+    meta: SimMIMMeta = SimMIMMeta()
+    optimization: SimMIMOptimization = SimMIMOptimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        yield from super()._problems()
+        yield from mask_problems(self.data, self.criterion, self.meta)
+
+
+class MAEConfig(ImageConfig):
+    """A whole MAE pre-training."""
+
+    data: MAEData
+    criterion: MAECriterion = MAECriterion()
+    meta: MAEMeta = MAEMeta()
+    optimization: MAEOptimization = MAEOptimization()
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        yield from super()._problems()
+        criterion, meta, side = self.criterion, self.meta, self.data.image_size
+        if meta.model_name in CONV_STEMS:
+            yield "meta.model_name", f"{meta.model_name} has no patches to mask; use one with them"
+        if side % meta.patch_size:
+            rule = f"{side} is not a multiple of the patch size {meta.patch_size}"
+            yield "data.image_size", f"{rule}; change it"
+        if criterion.decoder_dim % criterion.decoder_heads:
+            rule = f"{criterion.decoder_dim} is not a multiple of criterion.decoder_heads"
+            yield "criterion.decoder_dim", f"{rule} {criterion.decoder_heads}; change either"
+
+
+KINDS: dict[str, type[Config]] = {"mae": MAEConfig, "simmim": SimMIMConfig}
 """By meta.method, what describes the files of methods that have keys of their own."""
 
 

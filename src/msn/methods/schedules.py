@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from msn.config.load import Optimization
+from msn.config.sections.mae import MAEOptimization
 from msn.config.sections.simmim import SimMIMOptimization
 
 LINEAR_SHARE = 0.01
@@ -86,6 +87,22 @@ def msn_schedules(opt: Optimization, steps_per_epoch: int) -> Schedules:
             cosine, total=horizon, start=opt.weight_decay, final=opt.final_weight_decay
         ),
     )
+
+
+def mae_schedules(opt: MAEOptimization, steps_per_epoch: int, scale: float) -> Schedules:
+    """Build MAE's schedules, by the step that comes next; rates are multiplied by `scale`.
+
+    The official code sets the rate by the number of steps done: that of the first update is the
+    start of the warm-up.
+    """
+    official = msn_schedules(opt, steps_per_epoch)
+    first = partial(lagging, behind=official.learning_rate, steps=1)
+    return Schedules(partial(scaled, by=scale, schedule=first), official.weight_decay)
+
+
+def scaled(step: float, *, by: float, schedule: Schedule) -> float:
+    """Multiply another schedule by a number."""
+    return by * schedule(step)
 
 
 def simmim_rate(opt: SimMIMOptimization, steps_per_epoch: int, scale: float = 1.0) -> Schedule:

@@ -8,7 +8,7 @@ dropped by given indices, feature taps, official initialization and official sta
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from msn.config.sizes import EncoderSize
 from msn.models.encoder import MSN_TAPS, NORMED, Encoder, Taps
 from msn.models.masking import select
+from msn.models.positions import sincos_positions
 from msn.runtime.errors import UserError
 
 
@@ -323,15 +324,19 @@ def build_encoder(
     in_chans: int = 3,
     drop_path_rate: float = 0.0,
     head: nn.Module | None = None,
+    positions: Literal["learned", "sincos"] = "learned",
 ) -> VisionTransformer:
-    """Build an encoder of one of the `ENCODERS` sizes or any other."""
+    """Build an encoder of one of the `ENCODERS` sizes or any other.
+
+    Positions are learned, or MAE's fixed tables of sines and cosines.
+    """
     embed: PatchEmbed | ConvEmbed
     if size.patch_size is None:
         stages = [size.embed_dim // ratio for ratio in (8, 4, 2, 1)]
         embed = ConvEmbed(in_chans, [*stages, size.embed_dim], [2, 2, 2, 2, 1])
     else:
         embed = PatchEmbed(size.patch_size, in_chans, size.embed_dim)
-    return VisionTransformer(
+    encoder = VisionTransformer(
         embed,
         image_size=image_size,
         embed_dim=size.embed_dim,
@@ -341,6 +346,10 @@ def build_encoder(
         drop_path_rate=drop_path_rate,
         head=head,
     )
+    if positions == "sincos":
+        table = sincos_positions(size.embed_dim, *encoder.grid_size)
+        encoder.pos_embed = nn.Parameter(table, requires_grad=False)
+    return encoder
 
 
 def _init_official(module: nn.Module) -> None:
