@@ -11,9 +11,10 @@ from torch import Tensor
 
 from msn.config.sections.simmim import SimMIMOptimization
 from msn.data.batch import Views
+from msn.methods.image_method import IMAGE
 from msn.methods.optim import build_optimizer, set_hyperparameters, step_unless
 from msn.methods.schedules import Schedules, simmim_rate
-from msn.methods.simmim import IMAGE, SimMIM
+from msn.methods.simmim import SimMIM
 from msn.train.build import Parts
 from msn.train.step import train_step
 from tests.golden.record import SIMMIM, Golden, assert_close, golden_files

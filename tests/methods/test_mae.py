@@ -11,8 +11,10 @@ import torch
 from msn.config.load import MAEConfig, load_config
 from msn.data.batch import Views
 from msn.methods import method_of
-from msn.methods.mae import IMAGE, MAE
+from msn.methods.image_method import IMAGE
+from msn.methods.mae import MAE
 from msn.runtime.errors import UserError
+from tests.support.experiments import changed
 
 VALUES: dict[str, dict[str, Any]] = {
     "criterion": {"batch_size": 8, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
@@ -29,12 +31,7 @@ VALUES: dict[str, dict[str, Any]] = {
 
 def mae_config(folder: Path, **changes: Any) -> MAEConfig:
     """A tiny run; changes are named SECTION__KEY."""
-    values = {section: dict(keys) for section, keys in VALUES.items()}
-    values["logging"]["folder"] = str(folder)
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        values[section][key] = value
-    return MAEConfig.model_validate(values)
+    return MAEConfig.model_validate(changed(VALUES, folder, **changes))
 
 
 def built(config: MAEConfig) -> MAE:

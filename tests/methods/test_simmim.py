@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from msn.data.batch import Views
+from msn.methods.image_method import IMAGE
 from msn.methods.optim import build_optimizer
-from msn.methods.simmim import IMAGE, SimMIM
+from msn.methods.simmim import SimMIM
 from msn.models.mask_units import enlarged
 from msn.runtime import checkpoint
 from msn.train.build import Parts, build_parts

@@ -37,7 +37,14 @@ TINY: dict[str, dict[str, Any]] = {
 
 def tiny_values(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
     """The tiny experiment with its output in `folder`; changes are named SECTION__KEY."""
-    values = {section: dict(keys) for section, keys in TINY.items()}
+    return changed(TINY, folder, **changes)
+
+
+def changed(
+    experiment: dict[str, dict[str, Any]], folder: Path, **changes: Any
+) -> dict[str, dict[str, Any]]:
+    """An experiment with its output in `folder`; changes are named SECTION__KEY."""
+    values = {section: dict(keys) for section, keys in experiment.items()}
     values["logging"]["folder"] = str(folder)
     for name, value in changes.items():
         section, _, key = name.partition("__")

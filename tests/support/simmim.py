@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from msn.config.load import SimMIMConfig
+from tests.support.experiments import changed
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 RESNET = {"block": "basic", "layers": [1, 1, 1, 1], "width": 4}
@@ -18,9 +19,4 @@ TINY: dict[str, dict[str, Any]] = {
 
 def simmim_config(folder: Path, **changes: Any) -> SimMIMConfig:
     """The tiny experiment with its output in `folder`; changes are named SECTION__KEY."""
-    values = {section: dict(keys) for section, keys in TINY.items()}
-    values["logging"]["folder"] = str(folder)
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        values[section][key] = value
-    return SimMIMConfig.model_validate(values)
+    return SimMIMConfig.model_validate(changed(TINY, folder, **changes))

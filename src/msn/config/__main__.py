@@ -9,5 +9,8 @@ import sys
 from msn.config.load import KINDS, Config
 
 if __name__ == "__main__":
-    kind = KINDS[sys.argv[1]] if len(sys.argv) > 1 else Config
-    print(json.dumps(kind.json_schema(), indent=2))
+    name = sys.argv[1] if len(sys.argv) > 1 else "msn"
+    if name not in ("msn", *KINDS):
+        print(f"error: {name}: not a method; known are msn, {', '.join(KINDS)}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(KINDS.get(name, Config).json_schema(), indent=2))

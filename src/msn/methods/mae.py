@@ -2,7 +2,7 @@
 
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,38 +12,22 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from msn.config.load import Config, MAEConfig
 from msn.config.sections.mae import MAEOptimization
-from msn.config.sizes import ENCODERS, EncoderSize
 from msn.data.batch import Views
-from msn.data.draws import ViewKind
-from msn.methods import health
-from msn.methods.base import Fact, Method, Output
+from msn.methods.base import Fact, Output
+from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.schedules import Schedules, mae_schedules
-from msn.models.encoder import Encoder
 from msn.models.mae_decoder import Decoder, init_encoder
-from msn.models.masking import Kept, keep_lowest, keyed_noise
+from msn.models.masking import Kept, keep_lowest, kept_patches, keyed_noise
 from msn.models.patches import patchify
 from msn.models.vit import PatchEmbed, VisionTransformer, build_encoder
-from msn.runtime import checkpoint, collectives
+from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
 
-IMAGE = "image"
 VARIANCE_EPS = 1e-6
 BETAS = (0.9, 0.95)  # of AdamW
 
 
-class MAEDetails(NamedTuple):
-    """What a forward pass computed beside the loss.
-
-    Attributes:
-        features: (B, D) mean of the kept patches' tokens.
-        masked: share of the patches that the encoder did not see.
-    """
-
-    features: Tensor
-    masked: Tensor
-
-
-class MAE(Method):
+class MAE(ImageMethod):
     """Encode a few patches of an image, and predict the pixels of all others.
 
     Args:
@@ -56,8 +40,6 @@ class MAE(Method):
     """
 
     CHECKPOINT = MappingProxyType({"target_encoder": "backbone", "decoder": "decoder"})
-    METRICS = ("masked", "feature_std", "rankme")
-    PHASES = ("encoder forward", "decoder forward", "loss")
 
     def __init__(
         self,
@@ -77,17 +59,11 @@ class MAE(Method):
         self.seed, self.accumulate = seed, accumulate
 
     @classmethod
-    def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
-        assert isinstance(config, MAEConfig)
-        return (ViewKind(IMAGE, 1, config.data.image_size, config.data.crop_scale),)
-
-    @classmethod
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "MAE":
         assert isinstance(config, MAEConfig)
         meta, criterion = config.meta, config.criterion
-        size = EncoderSize(**meta.encoder.model_dump()) if meta.encoder else None
         encoder = build_encoder(
-            size or ENCODERS[str(meta.model_name)],
+            meta.vit_size,
             image_size=config.data.image_size,
             in_chans=channels,
             drop_path_rate=meta.drop_path_rate,
@@ -123,7 +99,7 @@ class MAE(Method):
             model = cls.build(config, channels, steps_per_epoch)
         rows, columns = model.backbone.grid_size
         patches = rows * columns
-        kept = int(patches * (1 - model.mask_ratio))
+        kept = kept_patches(patches, model.mask_ratio)
         counts = [
             sum(parameter.numel() for parameter in part.parameters())
             for part in (model.backbone, model.decoder)
@@ -142,7 +118,7 @@ class MAE(Method):
             compute = partial(recomputed, compute, use_reentrant=False)
         parts = zip(images.chunk(self.accumulate), kept.chunk(self.accumulate), strict=True)
         losses, features = zip(*(compute(*part) for part in parts), strict=True)
-        details = MAEDetails(torch.cat(features), kept.masked.float().mean())
+        details = ImageDetails(torch.cat(features), kept.masked)
         # A mean of means: as many patches are masked in one image as in any other.
         return Output(torch.stack(losses).mean(), details)
 
@@ -157,30 +133,8 @@ class MAE(Method):
             loss = masked_error(prediction.to(target.dtype), target, kept.masked)
         return loss, latent[:, 1:].detach().mean(dim=1)
 
-    @torch.no_grad()
-    def metrics(self, output: Output) -> dict[str, Tensor]:
-        features = collectives.gather(output.details.features.float())
-        return {
-            "loss": collectives.mean(output.loss.detach()),
-            "masked": output.details.masked,
-            "feature_std": health.feature_std(features),
-            "rankme": health.rankme(features),
-        }
-
-    @staticmethod
-    def probed(encoder: Encoder, images: Tensor) -> Tensor:
-        """Average the patch tokens: the class token has no part in the loss."""
-        return encoder.patch_tokens(images).mean(dim=1)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{**group, "betas": BETAS} for group in super().parameter_groups()]
-
-    def load_weights(self, found: checkpoint.Found) -> None:
-        """Load all of a run, or an encoder alone, beside which the decoder stays as drawn."""
-        path, state = found
-        for key, name in self.CHECKPOINT.items():
-            if key == "target_encoder" or key in state:
-                checkpoint.load_weights(getattr(self, name), state[key], path=path, key=key)
 
     @property
     def encoder(self) -> VisionTransformer:

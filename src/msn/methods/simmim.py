@@ -13,21 +13,17 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from msn.config.load import Config, SimMIMConfig
 from msn.config.sections.simmim import SimMIMOptimization
 from msn.data.batch import Views
-from msn.data.draws import ViewKind
-from msn.methods import health
-from msn.methods.base import Cost, Fact, Method, Output
+from msn.methods.base import Cost, Fact, Output
+from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.pixel_losses import focal_frequency, masked_focal_l1, masked_l1
-from msn.methods.schedules import Schedules, cosine, simmim_rate
+from msn.methods.schedules import Schedules, simmim_rate
 from msn.methods.simmim_parts import build_encoder_of, cost, plan_lines, simmim_groups
 from msn.models.batch_norm import statistics_kept
-from msn.models.encoder import Encoder
 from msn.models.mask_token import Maskable, MaskToken
 from msn.models.mask_units import draw_orders, enlarged, masked_units, unit_masks
 from msn.models.resnet import ResNet
-from msn.runtime import checkpoint, collectives
+from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
-
-IMAGE = "image"
 
 
 class UnitMasking(NamedTuple):
@@ -62,14 +58,7 @@ class PixelLoss(NamedTuple):
 UNITS, L1 = UnitMasking(), PixelLoss()  # of SimMIM with a ViT
 
 
-class SimMIMDetails(NamedTuple):
-    """What a forward pass computed: features (B, D), the mean of the last map, and the mask."""
-
-    features: Tensor
-    units: Tensor
-
-
-class SimMIM(Method):
+class SimMIM(ImageMethod):
     """Mask squares of an image, and predict their pixels by a linear layer on the last map.
 
     Args:
@@ -84,8 +73,6 @@ class SimMIM(Method):
     CHECKPOINT = MappingProxyType(
         {"target_encoder": "backbone", "mask": "token", "decoder": "decoder"}
     )
-    METRICS = ("masked", "feature_std", "rankme")
-    PHASES = ("encoder forward", "decoder forward", "loss")
 
     def __init__(
         self,
@@ -104,11 +91,6 @@ class SimMIM(Method):
             nn.Conv2d(encoder.embed_dim, channels * stride**2, 1), nn.PixelShuffle(stride)
         )
         self.masking, self.loss, self.accumulate = masking, loss, accumulate
-
-    @classmethod
-    def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
-        assert isinstance(config, SimMIMConfig)
-        return (ViewKind(IMAGE, 1, config.data.image_size, config.data.crop_scale),)
 
     @classmethod
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "SimMIM":
@@ -136,9 +118,7 @@ class SimMIM(Method):
         opt = config.optimization
         assert isinstance(opt, SimMIMOptimization)
         scale = images / opt.lr_batch if opt.lr_batch else 1.0
-        total = int(opt.horizon(steps_per_epoch))
-        first, last = opt.weight_decay, opt.final_weight_decay
-        decay = partial(cosine, total=total, start=first, final=last)
+        decay = super().schedules(config, steps_per_epoch, images).weight_decay
         return Schedules(simmim_rate(opt, steps_per_epoch, scale), decay)
 
     @classmethod
@@ -176,7 +156,7 @@ class SimMIM(Method):
         pixels, features = zip(*(compute(*part) for part in parts), strict=True)
         with record_function("loss"), torch.autocast(images.device.type, enabled=False):
             loss = self.loss_of(torch.cat(pixels).to(images.dtype), images, units)
-        return Output(loss, SimMIMDetails(torch.cat(features), units))
+        return Output(loss, ImageDetails(torch.cat(features), units))
 
     def reconstruct(self, images: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
         """Predict all pixels of images (B, C, H, W) from the unmasked; and features (B, D)."""
@@ -216,35 +196,12 @@ class SimMIM(Method):
         count = masked_units(rows * columns, self.masking.ratio)
         return unit_masks(orders, count, columns).to(images.device, non_blocking=True)
 
-    @torch.no_grad()
-    def metrics(self, output: Output) -> dict[str, Tensor]:
-        details: SimMIMDetails = output.details
-        features = collectives.gather(details.features.float())
-        return {
-            "loss": collectives.mean(output.loss.detach()),
-            "masked": details.units.float().mean(),
-            "feature_std": health.feature_std(features),
-            "rankme": health.rankme(features),
-        }
-
     @property
     def encoder(self) -> Maskable:
         return self.backbone
 
-    @staticmethod
-    def probed(encoder: Encoder, images: Tensor) -> Tensor:
-        """Average the last map: a class token would have no part in the loss."""
-        return encoder.patch_tokens(images).mean(dim=1)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         return simmim_groups(self, resnet=isinstance(self.backbone, ResNet))
-
-    def load_weights(self, found: checkpoint.Found) -> None:
-        """Load all of a run, or an encoder alone, beside which the rest stays as drawn."""
-        path, state = found
-        for key, name in self.CHECKPOINT.items():
-            if key == "target_encoder" or key in state:
-                checkpoint.load_weights(getattr(self, name), state[key], path=path, key=key)
 
 
 METHOD = SimMIM

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from msn.config.load import SimMIMConfig
-from msn.config.sections.meta import EncoderSize as ViTSection
 from msn.config.sections.resnet import ResNetSize as ResNetSection
-from msn.config.sizes import ENCODERS, RESNETS, EncoderSize, ResNetSize
+from msn.config.sizes import RESNETS, ResNetSize
 from msn.methods.base import Cost, Fact
 from msn.methods.msn.plan import activation_bytes
 from msn.models.beit import Beit, BeitForm, init_as_simmim
@@ -27,12 +26,7 @@ def build_encoder_of(config: SimMIMConfig, channels: int) -> Maskable:
     meta, rate = config.meta, config.meta.drop_path_rate
     if meta.is_resnet:
         return ResNet(_resnet_size(config), in_chans=channels, drop_path_rate=rate)
-    if isinstance(meta.encoder, ViTSection):
-        size = EncoderSize(**meta.encoder.model_dump())
-    else:
-        assert meta.model_name
-        size = ENCODERS[meta.model_name]
-    side = config.data.image_size
+    size, side = meta.vit_size, config.data.image_size
     if meta.positions == "learned":
         vit = build_encoder(size, image_size=side, in_chans=channels, drop_path_rate=rate)
         init_as_simmim(vit)

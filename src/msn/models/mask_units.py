@@ -2,9 +2,10 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from msn.models.masking import keyed_noise
 
 
 def masked_units(units: int, ratio: float) -> int:
@@ -24,10 +25,7 @@ def draw_orders(units: int, *, seed: int, images: int, first: int = 0) -> Tensor
         images: rows to draw.
         first: number of the first of these rows in a larger batch with the same seed.
     """
-    blocks = -(-units // 4)  # of the four numbers that a step of Philox gives
-    bits = np.random.Philox(key=seed).advance(first * blocks)
-    noise = np.random.Generator(bits).random((images, 4 * blocks))[:, :units]
-    return torch.from_numpy(noise.argsort(axis=1))
+    return keyed_noise(units, seed=seed, images=images, first=first).argsort(1)
 
 
 def unit_masks(orders: Tensor, count: int, columns: int) -> Tensor:

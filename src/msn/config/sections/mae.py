@@ -30,7 +30,7 @@ class MAECriterion(Criterion):
 class MAEMeta(Meta):
     """The encoder, and how a run starts."""
 
-    method: Literal["mae"] = "mae"  # type: ignore[assignment]
+    method: Literal["mae"] = "mae"
     """Pre-training method."""
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from msn.config import sizes
 from msn.config.sections.base import (
     BelowOne,
     Few,
@@ -16,20 +17,12 @@ from msn.config.sections.base import (
     Side,
     Width,
 )
-from msn.config.sizes import RESNETS
+from msn.config.sizes import ENCODERS, RESNETS
 
-# fmt: off
-PATCH_SIZES = {
-    "deit_tiny": 16, "deit_small": 16, "deit_small_p8": 8, "deit_small_p7": 7,
-    "vitc_4gf": 16, "deit_small_convstem": 16,
-    "deit_base_p8": 8, "deit_base_p7": 7, "deit_base_p4": 4, "deit_base": 16,
-    "deit_large_p7": 7, "deit_large_p8": 8, "deit_large": 16,
-    "deit_huge": 16, "deit_huge_p8": 8, "deit_huge_p7": 7, "deit_huge_p10": 10,
-}
-# fmt: on
+PATCH_SIZES = {name: size.stride for name, size in ENCODERS.items()}
 """Pixels per patch side of the named models; for a convolutional stem, its stride."""
 MODEL_NAMES = tuple(PATCH_SIZES)
-CONV_STEMS = frozenset({"vitc_4gf", "deit_small_convstem"})
+CONV_STEMS = frozenset(name for name, size in ENCODERS.items() if size.patch_size is None)
 """Models whose padded stem turns a cut-off border into a further patch instead of dropping it."""
 
 MOST_WEIGHTS = 10**11  # a few times the largest Vision Transformer there is
@@ -70,6 +63,11 @@ class EncoderSize(Section):
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     """Hidden width of the MLP over embed_dim."""
 
+    @property
+    def size(self) -> sizes.EncoderSize:
+        """The same without the checks, as encoders are built from it."""
+        return sizes.EncoderSize(**self.model_dump())
+
     def _problems(self) -> Iterator[tuple[str, str]]:
         width, heads = self.embed_dim, self.num_heads
         if width % heads:
@@ -93,7 +91,7 @@ class RunMeta(Section):
 class Meta(RunMeta):
     """The model, and how a run starts."""
 
-    method: Literal["msn", "simmim"] = "msn"
+    method: Literal["msn", "mae", "simmim"] = "msn"
     """Pre-training method."""
     model_name: ModelName | None = "deit_small"
     """One of the official encoders."""
@@ -150,12 +148,17 @@ class Meta(RunMeta):
             yield "model_name", "is null and there is no meta.encoder; give either"
 
     @property
+    def vit_size(self) -> sizes.EncoderSize:
+        """The size of the Vision Transformer, named or not."""
+        if self.encoder:
+            return self.encoder.size
+        assert self.model_name
+        return ENCODERS[self.model_name]
+
+    @property
     def patch_size(self) -> int:
         """Side of a patch in pixels; the stride of a convolutional stem."""
-        if self.encoder:
-            return self.encoder.patch_size
-        assert self.model_name
-        return PATCH_SIZES[self.model_name]
+        return self.vit_size.stride
 
     def grid(self, size: int) -> int:
         """Count the patches along one side of a square view of `size` pixels."""

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from msn.config.load import Config
-from msn.config.sizes import ENCODERS, EncoderSize
 from msn.methods.base import decay_groups
 from msn.methods.msn.losses import LossSettings
 from msn.methods.schedules import Schedule, linear
@@ -19,11 +18,7 @@ from msn.models.vit import VisionTransformer, build_encoder
 def build_anchor(config: Config, channels: int) -> VisionTransformer:
     """Build the encoder that the `meta` section describes, with its projection head."""
     meta = config.meta
-    if meta.encoder:
-        size = EncoderSize(**meta.encoder.model_dump())
-    else:
-        assert meta.model_name
-        size = ENCODERS[meta.model_name]
+    size = meta.vit_size
     return build_encoder(
         size,
         image_size=config.data.rand_size,
