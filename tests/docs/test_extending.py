@@ -104,7 +104,7 @@ def state(extended: Path, run: str) -> dict[str, Any]:
 def test_all_of_the_page_is_used() -> None:
     assert len(FILES) == PAGE.count("```python") == 5
     assert len(COMMANDS) == PAGE.count("```bash") == 4
-    assert len(list(edits())) == 8
+    assert len(list(edits())) == 7
 
 
 def test_a_source_is_trained_on(extended: Path) -> None:
