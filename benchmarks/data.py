@@ -2,6 +2,7 @@
 
     python benchmarks/data.py                 JPEGs of the sizes of ImageNet, 2 x 224 + 10 x 96 px
     python benchmarks/data.py --rounds 9
+    python benchmarks/data.py --recipe mae          one bicubic crop of 224 px
 
 All run in this process with one thread and take turns. Counted is processor time, so that it
 matters less what else the machine does; a ratio is the median of those of the rounds. Each gets the
@@ -25,14 +26,15 @@ import PIL.Image
 import PIL.ImageFilter
 import torch
 import torchvision.transforms as T
-from lightly.transforms.msn_transform import MSNTransform
+from lightly.transforms import MAETransform, MSNTransform
 from measure import cpu_name
 from sklearn.datasets import load_sample_images
 
 from msn.config.load import Data
 from msn.config.sections.data import Images
+from msn.config.sections.mae import MAEData
 from msn.data.batch import allocate
-from msn.data.draws import ViewSpec, draw_view
+from msn.data.draws import ViewKind, ViewSpec, draw_view
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
 from msn.data.order import Order
@@ -43,8 +45,13 @@ from msn.runtime import keyed
 
 SIZES = ((500, 375), (375, 500), (500, 333), (640, 480))  # width, height
 QUALITY = 90
-DATA = Data(source="digits")  # the official views
-SPEC = ViewSpec(view_kinds(DATA), DATA)
+MSN_DATA, MAE_DATA = Data(source="digits"), MAEData(source="digits")  # the official views
+SPECS = {
+    "msn": ViewSpec(view_kinds(MSN_DATA), MSN_DATA),
+    "mae": ViewSpec((ViewKind("image", 1, MAE_DATA.image_size, MAE_DATA.crop_scale),), MAE_DATA),
+}
+GOALS = {"msn": ((4, 6), (4, 6), (8, 12)), "mae": ((1.5, 2), (1.5, 2), (1.5, 2))}
+"""At least and hoped for: against torchvision, lightly, and torchvision with colors elsewhere."""
 
 Pipeline = Callable[[bytes, int], object]
 
@@ -68,46 +75,47 @@ class PILBlur:
         return image.filter(PIL.ImageFilter.GaussianBlur(radius))
 
 
-def torchvision_pipeline() -> Pipeline:
+def torchvision_pipeline(spec: ViewSpec) -> Pipeline:
     """The operations of the official recipe (paper, A.1) in torchvision on PIL images."""
-    strength = DATA.color_jitter_strength
+    data = spec.augmentation
+    strength, filter_ = data.color_jitter_strength, T.InterpolationMode(data.interpolation)
 
     def view(size: int, scale: tuple[float, float]) -> Callable[[PIL.Image.Image], torch.Tensor]:
         colors = T.ColorJitter(*[0.8 * strength] * 3, 0.2 * strength)
         operations: Callable[[PIL.Image.Image], torch.Tensor] = T.Compose(
             [
-                T.RandomResizedCrop(size, scale=scale),
-                T.RandomHorizontalFlip(DATA.flip),
-                T.RandomApply([colors], DATA.color_jitter),
-                T.RandomGrayscale(DATA.grayscale),
-                T.RandomApply([PILBlur()], DATA.blur),
+                T.RandomResizedCrop(size, scale=scale, interpolation=filter_),
+                T.RandomHorizontalFlip(data.flip),
+                T.RandomApply([colors], data.color_jitter),
+                T.RandomGrayscale(data.grayscale),
+                T.RandomApply([PILBlur()], data.blur),
                 T.PILToTensor(),
             ]
         )
         return operations
 
-    large = view(DATA.rand_size, DATA.rand_crop_scale)
-    focal = view(DATA.focal_size, DATA.focal_crop_scale)
+    views = [view(kind.size, kind.scale) for kind in spec.kinds for _ in range(kind.count)]
 
     def run(data: bytes, sample: int) -> object:
         image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
-        larges = [large(image) for _ in range(1 + DATA.rand_views)]
-        return larges + [focal(image) for _ in range(DATA.focal_views)]
+        return [make(image) for make in views]
 
     return run
 
 
-def lightly_pipeline() -> Pipeline:
-    """lightly's transform for MSN, with the numbers and scales of views of the recipe."""
-    transform = MSNTransform(
-        random_size=DATA.rand_size,
-        focal_size=DATA.focal_size,
-        random_views=1 + DATA.rand_views,
-        focal_views=DATA.focal_views,
-        random_crop_scale=DATA.rand_crop_scale,
-        focal_crop_scale=DATA.focal_crop_scale,
-        cj_strength=DATA.color_jitter_strength,
-    )
+def lightly_pipeline(recipe: str) -> Pipeline:
+    """lightly's transform for MSN or MAE, with the numbers and scales of views of the recipe."""
+    transform: Callable[[PIL.Image.Image], object] = MAETransform()
+    if recipe == "msn":
+        transform = MSNTransform(
+            random_size=MSN_DATA.rand_size,
+            focal_size=MSN_DATA.focal_size,
+            random_views=1 + MSN_DATA.rand_views,
+            focal_views=MSN_DATA.focal_views,
+            random_crop_scale=MSN_DATA.rand_crop_scale,
+            focal_crop_scale=MSN_DATA.focal_crop_scale,
+            cj_strength=MSN_DATA.color_jitter_strength,
+        )
     return lambda data, sample: transform(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -123,25 +131,26 @@ def our_pipeline(spec: ViewSpec) -> Pipeline:
     return run
 
 
-def floor() -> Pipeline:
+def floor(spec: ViewSpec) -> Pipeline:
     """Decoding and our crops and resizes alone, where the crops are known beforehand."""
     known: dict[int, Any] = {}
+    data = spec.augmentation
 
     def boxes(image: EncodedImage, sample: int) -> Any:
         generator = keyed.generator(0, keyed.Stream.VIEW, 0, sample)
         height, width, _ = image.shape
         return [
-            (draw_view(generator, height, width, kind.scale, DATA).box, kind.size)
-            for kind in SPEC.kinds
+            (draw_view(generator, height, width, kind.scale, data).box, kind.size)
+            for kind in spec.kinds
             for _ in range(kind.count)
         ]
 
-    def run(data: bytes, sample: int) -> object:
-        image = EncodedImage(data, 3, "photo")
+    def run(file: bytes, sample: int) -> object:
+        image = EncodedImage(file, 3, "photo")
         if sample not in known:  # in the warm-up
             known[sample] = boxes(image, sample)
         pixels = image.pixels()
-        return [crop(pixels, box, size) for box, size in known[sample]]
+        return [crop(pixels, box, size, data.interpolation) for box, size in known[sample]]
 
     return run
 
@@ -161,7 +170,7 @@ def take_turns(
     return times
 
 
-def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
+def worker_ratio(spec: ViewSpec, files: Sequence[bytes], rounds: int) -> float:
     """Images per second of 2 loader processes over those of 1, the median of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "train").mkdir()
@@ -173,7 +182,7 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
             steps = 32
             order = Order(len(source), 16, steps, seed=0)
             stream = training_batches(
-                source, SPEC, order, start_step=0, stop_step=3 * steps, num_workers=workers
+                source, spec, order, start_step=0, stop_step=3 * steps, num_workers=workers
             )
             for _ in range(4):  # until the workers are at their pace
                 next(stream)
@@ -187,23 +196,25 @@ def worker_ratio(files: Sequence[bytes], rounds: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="JPEGs to views, side by side.")
+    parser.add_argument("--recipe", choices=SPECS, default="msn", help="whose views (default msn)")
     parser.add_argument("--rounds", type=int, default=21, help="turns of each (default 21)")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    files = jpegs()
+    files, spec = jpegs(), SPECS[options.recipe]
     pipelines = {
-        "torchvision on PIL": torchvision_pipeline(),
-        "lightly MSNTransform": lightly_pipeline(),
-        "ours": our_pipeline(SPEC),
-        "ours, augment_on device": our_pipeline(
-            ViewSpec(SPEC.kinds, DATA.model_copy(update={"augment_on": "device"}))
-        ),
-        "floor (decode, crop, resize)": floor(),
+        "torchvision on PIL": torchvision_pipeline(spec),
+        "lightly's transform": lightly_pipeline(options.recipe),
+        "ours": our_pipeline(spec),
+        "ours, augment_on device": our_pipeline(changed(spec, augment_on="device")),
+        "floor (decode, crop, resize)": floor(spec),
     }
+    if spec.augmentation.interpolation == "bicubic":
+        pipelines["ours, bilinear"] = our_pipeline(changed(spec, interpolation="bilinear"))
     times = take_turns(pipelines, files, options.rounds)
-    torchvision, lightly, ours, device, bare = times.values()
+    torchvision, lightly, ours, device, bare, *_ = times.values()
+    goals = GOALS[options.recipe]
 
     def ratio(slow: list[float], fast: list[float]) -> float:
         return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
@@ -216,10 +227,10 @@ def main() -> int:
         print(f"{name:30}{statistics.median(row):8.2f} ms / image")
     print(f"\n{'':44}{'ratio':>7}{'at least':>10}{'goal':>7}")
     for name, value, least, goal in (
-        ("ours against torchvision", ratio(torchvision, ours), 4, 6),
-        ("ours against lightly", ratio(lightly, ours), 4, 6),
-        ("augment_on device against torchvision", ratio(torchvision, device), 8, 12),
-        ("2 workers against 1", worker_ratio(files, min(5, options.rounds)), 1.8, 1.95),
+        ("ours against torchvision", ratio(torchvision, ours), *goals[0]),
+        ("ours against lightly", ratio(lightly, ours), *goals[1]),
+        ("augment_on device against torchvision", ratio(torchvision, device), *goals[2]),
+        ("2 workers against 1", worker_ratio(spec, files, min(5, options.rounds)), 1.8, 1.95),
     ):
         print(f"{name:44}{value:7.2f}{least:10g}{goal:7g}  {verdict(value, least, goal)}")
     value = ratio(ours, bare)
@@ -227,6 +238,11 @@ def main() -> int:
     print(verdict(-value, -1.6, -1.25))
     print("\nindex and memory of a worker with 1,000,000 files: python benchmarks/index.py")
     return 0
+
+
+def changed(spec: ViewSpec, **settings: str) -> ViewSpec:
+    """The same views with other settings of the augmentation."""
+    return ViewSpec(spec.kinds, spec.augmentation.model_copy(update=settings))
 
 
 def verdict(value: float, least: float, goal: float) -> str:

@@ -104,6 +104,7 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "grayscale": 0.2,
         "blur": 0.5,
         "augment_on": "cpu",
+        "interpolation": "bilinear",
         "channels": None,
         "mean": None,
         "std": None,

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 import msn
 from msn.data.batch import normalize
 from msn.data.views import eval_view
-from msn.evaluation.frozen import FrozenEncoder
+from msn.evaluation.frozen import FrozenEncoder, frozen
+from msn.interop import reading
 from msn.models.encoder import Encoder, Taps
 from msn.models.masking import kept_patches
 from msn.models.vit import VisionTransformer
@@ -74,6 +76,14 @@ def test_a_mask_drops_patches_of_each_image_for_itself(encoder: FrozenEncoder, t
     with torch.no_grad():
         torch.testing.assert_close(whole, expected(encoder.model, taps, keep), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole, encoder.features(IMAGES, taps._replace(mask=0.0)))
+
+
+def test_images_are_resized_as_in_the_training(path: Path, encoder: FrozenEncoder) -> None:
+    weights = reading.read(path)
+    state = replace(weights, config={"data": {"interpolation": "bicubic", "image_size": 16}})
+    found = frozen(state).views(IMAGES).numpy()
+    np.testing.assert_array_equal(found, [eval_view(image, 16, "bicubic") for image in IMAGES])
+    assert (found != encoder.views(IMAGES).numpy()).any()
 
 
 @pytest.mark.parametrize("mask", [0.0, 0.5])

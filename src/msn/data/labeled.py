@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msn.config.sections.data import Augmentation
+from msn.config.sections.data import Augmentation, Interpolation
 from msn.data.draws import ViewKind, ViewSpec
 from msn.data.image import ArrayImage, BadImage, Image
 from msn.data.order import Order
@@ -64,6 +64,7 @@ class RandomCrop:
     scale: tuple[float, float]
     flip: float
     seed: int
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
         view = np.empty((self.size, self.size, image.shape[2]), dtype=np.uint8)
@@ -73,7 +74,13 @@ class RandomCrop:
 
     @cached_property
     def _spec(self) -> ViewSpec:
-        only_flip = Augmentation(flip=self.flip, color_jitter=0.0, grayscale=0.0, blur=0.0)
+        only_flip = Augmentation(
+            flip=self.flip,
+            color_jitter=0.0,
+            grayscale=0.0,
+            blur=0.0,
+            interpolation=self.interpolation,
+        )
         return ViewSpec((ViewKind("image", 1, self.size, self.scale),), only_flip)
 
 
@@ -82,9 +89,10 @@ class CenterCrop:
     """The view for measuring, see `msn.data.views.eval_view`."""
 
     size: int
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
-        return eval_view(image.pixels(), self.size)
+        return eval_view(image.pixels(), self.size, self.interpolation)
 
 
 def shuffled_batches(

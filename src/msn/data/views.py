@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 
+from msn.config.sections.data import Interpolation
 from msn.data.draws import Box, Draw, ViewSpec, draw_view, pack
 from msn.data.image import Image
 from msn.runtime import keyed
@@ -65,7 +66,10 @@ def make_views(
     if reduction > 1:
         boxes = [reduced_box(box, reduction, pixels.shape) for box in boxes]
     # All crops first: image and code stay in the processor's caches.
-    crops = [crop(pixels, box, len(view)) for box, view in zip(boxes, views, strict=True)]
+    crops = [
+        crop(pixels, box, len(view), spec.augmentation.interpolation)
+        for box, view in zip(boxes, views, strict=True)
+    ]
     if out.draws is None:
         crops = [augment(made, draw) for made, draw in zip(crops, draws, strict=True)]
     else:
@@ -91,7 +95,9 @@ def reduced_box(box: Box, reduction: int, shape: tuple[int, ...]) -> Box:
     return Box(top, left, height, width)
 
 
-def eval_view(image: np.ndarray, size: int) -> np.ndarray:
+def eval_view(
+    image: np.ndarray, size: int, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
     """Make the one view for evaluation, uint8 (size, size, C).
 
     The short side is resized to `eval_short_side(size)` and the center is cut out.
@@ -100,7 +106,7 @@ def eval_view(image: np.ndarray, size: int) -> np.ndarray:
     short = eval_short_side(size)
     tall, wide = short * height // min(height, width), short * width // min(height, width)
     top, left = round((tall - size) / 2), round((wide - size) / 2)
-    view = resize(_plane(image), tall, wide)[top : top + size, left : left + size]
+    view = resize(_plane(image), tall, wide, interpolation)[top : top + size, left : left + size]
     return np.ascontiguousarray(view).reshape(size, size, channels)
 
 
@@ -130,15 +136,23 @@ def augment(view: np.ndarray, draw: Draw) -> np.ndarray:
     return view if draw.blur is None else gaussian_blur(view, draw.blur)
 
 
-def crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+def crop(
+    image: np.ndarray, box: Box, size: int, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
     """Cut a rectangle out of an image, and resize it to a square."""
     top, left, height, width = box
-    return resize(image[top : top + height, left : left + width], size, size)
+    return resize(image[top : top + height, left : left + width], size, size, interpolation)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize bilinearly; each output pixel averages over all it covers (PIL's `BILINEAR`)."""
-    if height >= image.shape[0] and width >= image.shape[1]:
+def resize(
+    image: np.ndarray, height: int, width: int, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
+    """Resize with PIL's filter of that name: what shrinks is averaged over all that it covers.
+
+    PIL's filters are the reference, as the recipes resize by torchvision on PIL images.
+    """
+    grows = height >= image.shape[0] and width >= image.shape[1]
+    if grows and interpolation == "bilinear":  # OpenCV's bicubic has another kernel than PIL's
         return _by_channels(
             lambda part: cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR_EXACT),
             image,
@@ -148,7 +162,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(pixels)[None].permute(0, 3, 1, 2),  # strides that it sees as channels last
         size=(height, width),
-        mode="bilinear",
+        mode=interpolation,
         antialias=True,
     )
     return resized.permute(0, 2, 3, 1)[0].numpy().reshape(height, width, *image.shape[2:])

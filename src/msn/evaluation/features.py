@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msn.config.sections.data import Interpolation
 from msn.data.image import BadImage
 from msn.data.labeled import Batch, CenterCrop, LabeledSet, batches_in_turn
 from msn.data.sources import Source
@@ -59,6 +60,7 @@ def evaluation_images(
     images: LabeledSet,
     *,
     image_size: int,
+    interpolation: Interpolation = "bilinear",
     num_workers: int = 0,
     unreadable: Unreadable | None = None,
 ) -> EvalSet:
@@ -67,6 +69,7 @@ def evaluation_images(
     Args:
         images: those that are chosen.
         image_size: side S of the square views, in pixels.
+        interpolation: filter of resizing.
         num_workers: processes that decode images; 0 decodes in this one.
         unreadable: gathers bad images, to be settled by the caller; None has none.
 
@@ -77,9 +80,8 @@ def evaluation_images(
     shape = len(images), image_size, image_size, images.source.channels
     pixels = torch.empty(shape, dtype=torch.uint8)
     good = torch.ones(len(images), dtype=torch.bool)
-    made = views(
-        *(images.source, images.chosen), size=image_size, batch_size=256, num_workers=num_workers
-    )
+    view = CenterCrop(image_size, interpolation)
+    made = views(images.source, images.chosen, view, batch_size=256, num_workers=num_workers)
     for place, are_good, batch in zip(pixels.split(256), good.split(256), made, strict=True):
         place.copy_(batch.images)
         are_good[[bad.row for bad in batch.bad]] = False
@@ -267,11 +269,11 @@ def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None
 
 
 def views(
-    source: Source, indices: np.ndarray, *, size: int, batch_size: int, num_workers: int = 0
+    source: Source, indices: np.ndarray, view: CenterCrop, *, batch_size: int, num_workers: int = 0
 ) -> Iterator[Batch]:
     """Load evaluation views in batches, which hold the images' indices in place of labels."""
     images = LabeledSet(source, np.arange(len(source)), indices)
-    return batches_in_turn(images, CenterCrop(size), batch_size=batch_size, num_workers=num_workers)
+    return batches_in_turn(images, view, batch_size=batch_size, num_workers=num_workers)
 
 
 def _compute(
@@ -285,9 +287,8 @@ def _compute(
 ) -> Tensor:
     """Compute the features of some images: NaN for bad ones, and for all after giving up."""
     features = torch.full((len(indices), encoder.width(taps)), torch.nan)
-    made = views(
-        source, indices, size=encoder.image_size, batch_size=batch_size, num_workers=num_workers
-    )
+    view = CenterCrop(encoder.image_size, encoder.interpolation)
+    made = views(source, indices, view, batch_size=batch_size, num_workers=num_workers)
     model, size = encoder.model, encoder.image_size
     tokens = batch_size * (1 + math.prod(model.grid(size, size)))
     largest = 4 * tokens * model.embed_dim**2  # of a block's MLP
@@ -322,7 +323,8 @@ def _view_digest(encoder: FrozenEncoder) -> str:
     rows, columns = np.mgrid[:300, :260]
     image = np.stack([rows, columns, rows * columns // 7], axis=-1).astype(np.uint8)
     channels = np.arange(encoder.channels) % 3
-    view = eval_view(np.ascontiguousarray(image[..., channels]), encoder.image_size)
+    image = np.ascontiguousarray(image[..., channels])
+    view = eval_view(image, encoder.image_size, encoder.interpolation)
     return hashlib.sha256(str(view.shape).encode() + view.tobytes()).hexdigest()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from msn.config.sections.data import Interpolation
 from msn.data.batch import normalize
 from msn.data.inputs import images_or_views, pixels
 from msn.data.normalization import Normalization
@@ -36,6 +37,7 @@ class FrozenEncoder:
         image_size: side of the square views, px.
         mean, std: one number for each channel.
         digest: of the weights; tells encoders apart.
+        interpolation: filter that images are resized with.
         devices: each takes an equal part of every batch.
         bf16: compute under bfloat16 autocast.
     """
@@ -48,6 +50,7 @@ class FrozenEncoder:
         mean: Sequence[float],
         std: Sequence[float],
         digest: str,
+        interpolation: Interpolation = "bilinear",
         devices: Sequence[torch.device | str] = ("cpu",),
         bf16: bool = False,
     ) -> None:
@@ -60,7 +63,7 @@ class FrozenEncoder:
         self.devices = [torch.device(device) for device in devices]
         first, *others = self.devices
         self._models = [model.to(first), *(copy.deepcopy(model).to(device) for device in others)]
-        self.image_size = image_size
+        self.image_size, self.interpolation = image_size, interpolation
         self.channels = model.in_chans
         self.mean, self.std = tuple(mean), tuple(std)
         places = {each.device for each in self._models}
@@ -107,8 +110,9 @@ class FrozenEncoder:
 
     def views(self, images: Sequence[np.ndarray]) -> Tensor:
         """Make evaluation views, uint8 (N, S, S, C), of uint8 images (H, W, C)."""
-        found = [eval_view(pixels(image, self.channels), self.image_size) for image in images]
-        return torch.from_numpy(np.stack(found))
+        found = [pixels(image, self.channels) for image in images]
+        views = [eval_view(image, self.image_size, self.interpolation) for image in found]
+        return torch.from_numpy(np.stack(views))
 
     def encode(self, views: Tensor, indices: Sequence[int], taps: Taps = MSN_TAPS) -> Tensor:
         """Encode one batch of views into features: float32 (B, D) on the CPU.
@@ -191,8 +195,8 @@ def load_encoder(
 ) -> FrozenEncoder:
     """Load a frozen encoder from whatever `msn import` reads: a checkpoint, a folder, a release.
 
-    The architecture follows from the file. Image size and normalization are those of the training
-    where the file tells them, else those of ImageNet.
+    The architecture follows from the file. Image size, filter and normalization are those of the
+    training where the file tells them, else bilinear and those of ImageNet.
 
     Args:
         path: of the file or folder, see `msn.interop.reading.read`.
@@ -231,6 +235,7 @@ def frozen(
         mean=mean or found.normalization.mean,
         std=std or found.normalization.std,
         digest=digest(model.state_dict()),
+        interpolation=found.interpolation,
         devices=devices,
         bf16=bf16,
     )

@@ -140,8 +140,10 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
     job = build_job(
         config,
         weights,
-        train_view=RandomCrop(data.image_size, data.crop_scale, data.flip, seed),
-        val_view=CenterCrop(data.image_size),
+        train_view=RandomCrop(
+            data.image_size, data.crop_scale, data.flip, seed, data.interpolation
+        ),
+        val_view=CenterCrop(data.image_size, data.interpolation),
         batch_size=optimization.batch_size,
         epochs=optimization.epochs,
         device=device,

@@ -321,7 +321,7 @@ def _preprocessor(weights: Weights) -> dict[str, Any]:
         "do_convert_rgb": channels == 3,
         "do_resize": True,
         "size": {"shortest_edge": eval_short_side(image_size)},
-        "resample": 2,  # bilinear
+        "resample": {"bilinear": 2, "bicubic": 3}[weights.interpolation],  # as Pillow counts them
         "do_center_crop": True,
         "crop_size": {"height": image_size, "width": image_size},
         "do_rescale": True,

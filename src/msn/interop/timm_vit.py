@@ -171,7 +171,7 @@ def _config(weights: Weights, folder: Path) -> dict[str, Any]:
             "custom_load": False,
             "input_size": [channels, side, side],
             "fixed_input_size": isinstance(size, EncoderSize),
-            "interpolation": "bilinear",
+            "interpolation": weights.interpolation,
             "crop_pct": side / eval_short_side(side),
             "crop_mode": "center",
             "mean": list(weights.normalization.mean),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from msn.config.sections.data import Interpolation
 from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop import valid
@@ -74,6 +75,12 @@ class Weights:
         data = section(self.config, "data", self.path)
         size = data.get("image_size", data.get("rand_size"))
         return self.architecture.image_size if size is None else size
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """Filter that the training's crops were resized with; bilinear, where it was not saved."""
+        stated = section(self.config, "data", self.path).get("interpolation")
+        return "bicubic" if stated == "bicubic" else "bilinear"
 
     def build(self) -> Encoder:
         """Build the encoder, with its head if there is one, in float32 and in evaluation mode."""

@@ -129,6 +129,7 @@ class Probe:
             evaluation_images(
                 images,
                 image_size=side,
+                interpolation=self.config.data.interpolation,
                 num_workers=self.num_workers,
                 unreadable=self.unreadable,
             )

@@ -33,6 +33,7 @@ def _number_or_auto(workers: object) -> object:
 
 Area = Annotated[float, Field(gt=0, le=1)]
 CropScale = Annotated[tuple[Area, Area], Strict(False), AfterValidator(_increasing)]
+Interpolation = Literal["bilinear", "bicubic"]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)]
 SourceName = Literal[
     "folder",
@@ -106,6 +107,8 @@ class Augmentation(Section):
     """Probability of dropping the color; 0 switches it off."""
     blur: Probability = 0.5
     """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
+    interpolation: Interpolation = "bilinear"
+    """Filter that crops are resized with, there and in evaluations of the encoder."""
     augment_on: Literal["cpu", "device"] = "cpu"
     """Where flips, colors and blur are computed; crops are always made on the CPU."""
 

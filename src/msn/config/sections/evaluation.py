@@ -24,7 +24,7 @@ from msn.config.sections.base import (
     Seed,
     Side,
 )
-from msn.config.sections.data import CropScale, Images
+from msn.config.sections.data import CropScale, Images, Interpolation
 from msn.config.sections.logging import FileStem, RunLogging
 from msn.config.sections.meta import AnyModelName, RunMeta
 
@@ -77,6 +77,8 @@ class LabeledImages(Images):
     """Smallest and largest area of the training crops, as fractions of the image."""
     flip: Probability = 0.5
     """Probability of a horizontal flip; 0 switches it off."""
+    interpolation: Interpolation = "bilinear"
+    """Filter of all resizing; MAE's recipes take bicubic."""
 
 
 class AugmentedImages(LabeledImages):
@@ -86,7 +88,7 @@ class AugmentedImages(LabeledImages):
     """RandAugment in timm's notation; empty switches it off."""
     erasing: Probability = 0.25
     """Probability that a rectangle of a training image becomes noise."""
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """Filter of all resizing."""
     crop_pct: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Share of the resized image's side that the crop for measuring keeps."""

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from msn.config.sections.base import EpochSpan, Few, GradientNorm, Million, NonNegative, Width
 from msn.config.sections.criterion import Criterion
-from msn.config.sections.data import CropScale
+from msn.config.sections.data import CropScale, Interpolation
 from msn.config.sections.meta import Meta
 from msn.config.sections.optimization import Optimization
 from msn.config.sections.simmim import SimMIMData
@@ -39,6 +39,8 @@ class MAEData(SimMIMData):
 
     crop_scale: CropScale = (0.2, 1.0)
     """Smallest and largest area of the crops, as fractions of the image."""
+    interpolation: Interpolation = "bicubic"
+    """Filter that crops are resized with, there and in evaluations of the encoder."""
 
 
 class MAEOptimization(Optimization):
