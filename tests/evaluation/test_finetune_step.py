@@ -60,7 +60,7 @@ class Recipe:
                 seen, targets = of.mix(seen, LABELS)
             loss = -(targets * self.model(seen).log_softmax(dim=1)).sum(dim=1).mean()
         loss.backward()
-        self.update(rate(step + 1, s["warmup"], s["lr"], s["final_lr"]))
+        self.update(rate(step, s["warmup"], s["lr"], s["final_lr"]))
         return float(loss.detach())
 
     @torch.no_grad()

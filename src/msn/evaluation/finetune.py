@@ -70,8 +70,7 @@ class FinetuneLearner:
         self.erase = RandomErasing(config.data.erasing, mode="pixel", device=self.device)
 
     def learning_rate(self, step: int) -> float:
-        # As of the finished step, not 0 in the first.
-        return self.schedule(step + 1)
+        return self.schedule(step)
 
     def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
         self.model.train()
@@ -126,7 +125,7 @@ class FinetuneLearner:
             logits = self.replica(images)
         # The mix has smoothed its labels already.
         smoothing = 0.0 if self.mix else self.smoothing
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.to(images.dtype), targets, label_smoothing=smoothing)
         (loss / self.accumulate).backward()
         return loss.detach()
 
