@@ -249,7 +249,7 @@ class TestPaths:
 
 class TestModels:
     def test_patch_sizes_follow_the_names(self) -> None:
-        assert len(MODEL_NAMES) == len(PATCH_SIZES) == 17
+        assert len(MODEL_NAMES) == len(PATCH_SIZES) == 18
         for name, patch in PATCH_SIZES.items():
             assert patch == (int(name.split("_p")[1]) if "_p" in name else 16)
             assert built("meta", model_name=name).meta.patch_size == patch

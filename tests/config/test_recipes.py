@@ -1,5 +1,6 @@
 """The shipped pre-training configs: the published settings, and plans that can be made."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from msn.methods.msn.plan import patches_of
 from msn.train.plan import describe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
+IMAGENET = [
+    path
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    if path.stem.startswith(("msn_", "mae_", "simmim_"))
+]
 SHARED = load_config(CONFIGS / "msn_vits16.yaml").model_dump()
 
 # Model, epochs, mask ratio, kept patches with the class token, global batch: paper A.1, tables 1
@@ -75,20 +81,21 @@ def test_variants_of_vit_s() -> None:
     }
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("msn_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.stem)
 @pytest.mark.slow
 def test_plans_can_be_made_and_runs_do_not_share_a_folder(path: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    for image in range(64):
+    for image in range(256):
         (tmp_path / "train" / f"{image}.png").touch()  # a plan reads names only
     config = load_config(path, [f"data.root_path={tmp_path}"])
     assert isinstance(config, Config)
     assert Path(config.logging.folder).name == path.stem
     plan = describe(config, torch.device("cpu"))
     assert f"{config.optimization.epochs} epochs" in plan
+    assert re.search(r"\nFLOPs +\d.*\nactivations +about \d", plan)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("msn_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.stem)
 def test_headers_say_what_to_expect_and_how_to_run(path: Path) -> None:
     header = path.read_text("utf-8").split("\ncriterion:")[0]
     for part in ("Expected:", "Batch:", f"--fname configs/pretrain/{path.name} "):

@@ -58,8 +58,9 @@ ENCODERS: dict[str, EncoderSize] = {
     "deit_huge_p8": EncoderSize(8, 1280, 32, 16),
     "deit_huge_p7": EncoderSize(7, 1280, 32, 16),
     "deit_huge_p10": EncoderSize(10, 1280, 32, 16),
+    "deit_huge_p14": EncoderSize(14, 1280, 32, 16),
 }
-"""The encoders of the official code."""
+"""The encoders of the official code of MSN, and ViT-H/14 of MAE."""
 
 
 class ResNetSize(NamedTuple):

@@ -202,3 +202,14 @@ def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
         {"params": decayed, "decayed": True},
         {"params": excluded, "decayed": False, "weight_decay": 0.0},
     ]
+
+
+def activation_bytes(blocks: Sequence[Any], tokens: int, *, bf16: bool) -> float:
+    """Estimate the memory that blocks keep for the backward pass of some tokens.
+
+    Of each token a block keeps two residuals in fp32 and, in the precision of the matrix products,
+    query, key, value, the attention's output and the MLP before its GELU (`msn.models.block`).
+    """
+    width, hidden = blocks[0].mlp.fc1.in_features, blocks[0].mlp.fc1.out_features
+    per_token = 2 * 4 * width + (4 * width + hidden) * (2 if bf16 else 4)
+    return float(tokens * len(blocks) * per_token)

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.flop_counter import FlopCounterMode
 
 from msn.config.load import Config, MAEConfig
 from msn.config.sections.mae import MAEOptimization
 from msn.data.batch import Views
-from msn.methods.base import Fact, Output
+from msn.methods.base import Cost, Fact, Output, activation_bytes
 from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.schedules import Schedules, mae_schedules
 from msn.models.mae_decoder import Decoder, init_encoder
@@ -109,6 +110,20 @@ class MAE(ImageMethod):
             ("image", f"1 x {rows * model.patch_size} px: {fact}"),
             ("parameters", "encoder {:,}, decoder {:,}".format(*counts)),
         ]
+
+    @classmethod
+    def cost(cls, config: Config, channels: int, *, bf16: bool) -> Cost:
+        assert isinstance(config, MAEConfig)
+        side = config.data.image_size
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            model = cls.build(config, channels, 1)
+            image = torch.empty(1, channels, side, side)
+            kept = model.draw_kept(image, 0)
+            latent = model.backbone.tokens(image, kept.indices)
+            model.decoder(latent, kept).sum().backward()
+        held = activation_bytes(model.backbone.blocks, latent.shape[1], bf16=bf16)
+        held += activation_bytes(model.decoder.blocks, 1 + kept.ranks.shape[1], bf16=bf16)
+        return Cost(counter.get_total_flops(), held)
 
     def forward(self, views: Views, *, step: int) -> Output:
         (images,) = views[IMAGE]

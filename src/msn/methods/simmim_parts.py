@@ -9,8 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from msn.config.load import SimMIMConfig
 from msn.config.sections.resnet import ResNetSize as ResNetSection
 from msn.config.sizes import RESNETS, ResNetSize
-from msn.methods.base import Cost, Fact
-from msn.methods.msn.plan import activation_bytes
+from msn.methods.base import Cost, Fact, activation_bytes
 from msn.models.beit import Beit, BeitForm, init_as_simmim
 from msn.models.mask_token import Maskable
 from msn.models.mask_units import masked_units
@@ -117,5 +116,5 @@ def cost(model: "SimMIM", size: int, *, bf16: bool) -> Cost:
     if isinstance(encoder, ResNet):
         held = kept[0] / 2 * (2 if bf16 else 4)
     else:
-        held = activation_bytes(encoder, 1 + (size // model.token.stride) ** 2, bf16=bf16)
+        held = activation_bytes(encoder.blocks, 1 + (size // model.token.stride) ** 2, bf16=bf16)
     return Cost(counter.get_total_flops() / 2, held)

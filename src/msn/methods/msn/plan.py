@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from msn.config.load import Config
-from msn.methods.base import Cost, Fact
+from msn.methods.base import Cost, Fact, activation_bytes
 from msn.methods.msn.build import build_anchor, momentum_schedule, sharpening_schedule
 from msn.models.masking import kept_patches
 from msn.models.vit import VisionTransformer
@@ -68,7 +68,7 @@ def cost(config: Config, channels: int, *, bf16: bool) -> Cost:
     )
     if data.focal_views:
         tokens += data.focal_views * (1 + patches_of(anchor, data.focal_size))
-    return Cost(flops_per_image(config, anchor), activation_bytes(anchor, tokens, bf16=bf16))
+    return Cost(flops_per_image(config, anchor), activation_bytes(anchor.blocks, tokens, bf16=bf16))
 
 
 def patches_of(anchor: VisionTransformer, size: int) -> int:
@@ -103,16 +103,3 @@ def flops_per_image(config: Config, anchor: VisionTransformer) -> float:
         focal = counter.get_total_flops() - target - random
     flops: float = (target + data.rand_views * random + data.focal_views * focal) / 2
     return flops
-
-
-def activation_bytes(anchor: VisionTransformer, tokens: int, *, bf16: bool) -> float:
-    """Estimate the memory that the blocks keep for the backward pass of some tokens.
-
-    Of each token a block keeps two residuals in fp32 and, in the precision of the matrix products,
-    query, key, value, the attention's output and the MLP before its GELU (`msn.models.block`).
-    """
-    block = anchor.blocks[0]
-    mlp_ratio = block.mlp.fc1.out_features / anchor.embed_dim
-    per_token = 2 * 4 + (4 + mlp_ratio) * (2 if bf16 else 4)
-    held: float = tokens * len(anchor.blocks) * anchor.embed_dim * per_token
-    return held
