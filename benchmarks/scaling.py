@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from msn.config.load import Config, load_config
+from msn.methods.base import activation_bytes
 from msn.methods.msn.build import build_anchor
-from msn.methods.msn.plan import activation_bytes, flops_per_image, patches_of
+from msn.methods.msn.plan import flops_per_image, patches_of
 from msn.train.build import build_parts, share_out
 from msn.train.step import train_step
 
@@ -183,7 +184,7 @@ def row(name: str, config: Config, anchor: Any, flops: float, micro: int, gpus: 
     trained = encoder + config.criterion.num_proto * config.meta.output_dim
     # Anchor, its gradients and two moments, target; and DDP's view of the gradients costs nothing.
     fixed = 4 * (4 * trained + encoder)
-    memory = fixed + micro * activation_bytes(anchor, tokens, bf16=True)
+    memory = fixed + micro * activation_bytes(anchor.blocks, tokens, bf16=True)
     if accumulate > 1:  # anchors are encoded once more
         flops *= 4 / 3
     compute = own * flops / (PEAK_FLOPS * EFFICIENCY)
