@@ -30,9 +30,9 @@ from lightly.transforms import MAETransform, MSNTransform
 from measure import cpu_name
 from sklearn.datasets import load_sample_images
 
-from msn.config.load import Data
 from msn.config.sections.data import Images
 from msn.config.sections.mae import MAEData
+from msn.config.sections.msn import MSNData
 from msn.data.batch import allocate
 from msn.data.draws import ViewKind, ViewSpec, draw_view
 from msn.data.image import EncodedImage
@@ -45,7 +45,7 @@ from msn.runtime import keyed
 
 SIZES = ((500, 375), (375, 500), (500, 333), (640, 480))  # width, height
 QUALITY = 90
-MSN_DATA, MAE_DATA = Data(source="digits"), MAEData(source="digits")  # the official views
+MSN_DATA, MAE_DATA = MSNData(source="digits"), MAEData(source="digits")  # the official views
 SPECS = {
     "msn": ViewSpec(view_kinds(MSN_DATA), MSN_DATA),
     "mae": ViewSpec((ViewKind("image", 1, MAE_DATA.image_size, MAE_DATA.crop_scale),), MAE_DATA),

@@ -23,7 +23,7 @@ from data import jpegs
 from measure import machine, wait_for, write_results
 from subjects import random_views, recipe, step_parser
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.data.batch import Views
 from msn.data.loader import Batch, worker_count
 from msn.data.workers import PREFETCH
@@ -83,7 +83,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def measured(
-    config: Config, parts: Parts, options: argparse.Namespace
+    config: MSNConfig, parts: Parts, options: argparse.Namespace
 ) -> list[tuple[float, float, float]]:
     """Seconds of a step end to end, of one on a batch at hand, and that the host waited for data.
 

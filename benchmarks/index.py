@@ -30,7 +30,7 @@ import cv2, torch
 from msn.runtime import keyed
 from msn.data.batch import allocate
 from msn.data.sources.folder import Folder
-from msn.config.load import Data
+from msn.config.sections.msn import MSNData
 from msn.data.draws import ViewSpec
 from msn.data.views import make_views
 from msn.methods.msn.model import view_kinds
@@ -46,7 +46,7 @@ def own_mib():
 start = time.perf_counter()
 source = Folder(Path(sys.argv[1]))
 seconds = time.perf_counter() - start
-data = Data(source="digits")
+data = MSNData(source="digits")
 samples, spec = int(sys.argv[2]), ViewSpec(view_kinds(data), data)
 [out] = allocate(spec, 1, 3).samples()
 memory = []

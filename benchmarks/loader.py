@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from msn.config.load import Data
+from msn.config.sections.msn import MSNData
 from msn.data.draws import ViewSpec
 from msn.data.image import EncodedImage
 from msn.data.loader import training_batches
@@ -30,7 +30,7 @@ from msn.data.order import Order
 from msn.data.sources import Sample
 from msn.methods.msn.model import view_kinds
 
-DATA = Data(source="digits", rand_size=32, focal_size=16, focal_views=2)
+DATA = MSNData(source="digits", rand_size=32, focal_size=16, focal_views=2)
 SPEC = ViewSpec(view_kinds(DATA), DATA)
 BATCH = 100
 ROWS = 10  # of the table

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from msn.config.load import Config, load_config
+from msn.config.kinds import MSNConfig
+from msn.config.load import load
 from msn.methods.base import activation_bytes
 from msn.methods.msn.build import build_anchor
 from msn.methods.msn.plan import flops_per_image, patches_of
@@ -47,11 +48,11 @@ class Traffic:
     sent: float = 0.0  # bytes, by each process, of ring algorithms
 
 
-def config_of(images: int, image_size: int) -> Config:
+def config_of(images: int, image_size: int) -> MSNConfig:
     changes = ["data.source=digits", "data.channels=3", f"data.rand_size={image_size}"]
     changes += [f"data.focal_size={image_size // 2}", "data.mask_scope=global"]
     changes += ["criterion.batch_size=null", f"criterion.global_batch_size={images}"]
-    return load_config(RECIPE, [*changes, "meta.precision=fp32"])
+    return load(MSNConfig, RECIPE, [*changes, "meta.precision=fp32"])
 
 
 def steps_of(images: int, image_size: int, steps: int, counting: bool) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def table() -> None:
     print("|", " | ".join(columns), "|")
     print("|", " | ".join(["---"] * len(columns)), "|")
     for name in PAPER:
-        config = load_config(RECIPE.with_name(f"msn_{name}.yaml"), ["data.root_path=unused"])
+        config = load(MSNConfig, RECIPE.with_name(f"msn_{name}.yaml"), ["data.root_path=unused"])
         with torch.device("meta"):
             anchor = build_anchor(config, 3)
         whole = share_out(config, 1).micro
@@ -170,7 +171,7 @@ def table() -> None:
             print(row(name, config, anchor, flops, whole, gpus), flush=True)
 
 
-def row(name: str, config: Config, anchor: Any, flops: float, micro: int, gpus: int) -> str:
+def row(name: str, config: MSNConfig, anchor: Any, flops: float, micro: int, gpus: int) -> str:
     from msn.models.masking import kept_patches
 
     data, batch = config.data, 1152 if name == "vitb4" else 1024

@@ -11,7 +11,8 @@ import torch
 from baseline import Baseline, Settings
 from measure import Step
 
-from msn.config.load import Config, load_config
+from msn.config.kinds import MSNConfig
+from msn.config.load import load
 from msn.config.sizes import ENCODERS
 from msn.data.batch import Views
 from msn.methods.msn.model import FOCAL, MSN, RANDOM, TARGET, views_of
@@ -29,13 +30,13 @@ OURS = ("ours", "compiled")
 NAMES = ("baseline", "lightly", *OURS)
 
 
-def recipe(model: str, images: int, *changes: str) -> Config:
+def recipe(model: str, images: int, *changes: str) -> MSNConfig:
     """A published recipe; random pixels stand for its images, so the data set is any."""
     settings = [f"criterion.batch_size={images}", "data.source=digits", "data.channels=3"]
-    return load_config(CONFIGS / MODELS[model], [*settings, *changes])
+    return load(MSNConfig, CONFIGS / MODELS[model], [*settings, *changes])
 
 
-def random_views(config: Config, device: torch.device) -> Views:
+def random_views(config: MSNConfig, device: torch.device) -> Views:
     """One batch of uint8 noise, of the sizes and numbers of the config."""
     data, images = config.data, share_out(config, 1).own
     generator = torch.Generator().manual_seed(0)
@@ -51,7 +52,7 @@ def random_views(config: Config, device: torch.device) -> Views:
     )
 
 
-def settings_of(parts: Parts, config: Config) -> Settings:
+def settings_of(parts: Parts, config: MSNConfig) -> Settings:
     """The sizes and statistics of a run for those that do not read configs."""
     assert config.meta.model_name
     size = ENCODERS[config.meta.model_name]
@@ -86,7 +87,7 @@ def kept_patches(parts: Parts, views: Views, step: int) -> torch.Tensor:
     return keep
 
 
-def same_start(parts: Parts, config: Config) -> Baseline:
+def same_start(parts: Parts, config: MSNConfig) -> Baseline:
     """A baseline with the weights of `parts`."""
     schedules = parts.schedules
     baseline = Baseline(
@@ -109,7 +110,7 @@ def fp32_losses(parts: Parts, baseline: Baseline, views: Views) -> tuple[float, 
     return baseline.loss(*in_order(views), kept_patches(parts, views, 0)).item(), ours.item()
 
 
-def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
+def step_of(name: str, parts: Parts, config: MSNConfig, views: Views) -> Step:
     """The training step of one of `NAMES`. `parts` are trained by ours, else asked for patches."""
     if name == "compiled":
         meta = config.meta.model_copy(update={"compile": True})
@@ -123,7 +124,7 @@ def step_of(name: str, parts: Parts, config: Config, views: Views) -> Step:
     )
 
 
-def _lightly(parts: Parts, config: Config) -> Any:
+def _lightly(parts: Parts, config: MSNConfig) -> Any:
     from lightly_msn import LightlyMSN
 
     return LightlyMSN(

@@ -38,7 +38,7 @@ from subjects import (
     step_parser,
 )
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.methods.msn.build import build_anchor
 from msn.methods.msn.plan import flops_per_image
 from msn.train.build import build_parts
@@ -123,7 +123,7 @@ def memory_arguments(name: str) -> list[str]:
 
 
 def table(
-    config: Config,
+    config: MSNConfig,
     times: dict[str, list[float]],
     memory: dict[str, int],
     options: argparse.Namespace,

@@ -20,7 +20,8 @@ from held_out import HeldOut
 from measures import Scores, Splits, trained
 from reports import write_report
 
-from msn.config.load import Config, load_config
+from msn.config.kinds import Config
+from msn.config.load import load_config
 from msn.runtime.errors import UserError
 from msn.runtime.files import write_json
 

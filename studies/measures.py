@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import msn
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.config.protocol import Protocol
 from msn.data.labeled import LabeledSet
 from msn.data.sources import Source
@@ -31,7 +31,7 @@ Scores = dict[str, float]
 
 def pixels(config: Config, splits: Splits) -> Scores:
     """Measure raw pixels."""
-    size = config.data.rand_size
+    size = config.image_size
     sets = [LabeledSet(each, _labels(each).numpy(), np.arange(len(each))) for each in splits]
     found = [evaluation_images(images, image_size=size).images for images in sets]
     return score(*map(raw_pixels, found), *map(_labels, splits))
@@ -42,7 +42,7 @@ def untrained(config: Config, splits: Splits) -> Scores:
     parts = build_parts(config, torch.device("cpu"))
     encoder = FrozenEncoder(
         parts.model.encoder,
-        image_size=config.data.rand_size,
+        image_size=config.image_size,
         mean=parts.mean.tolist(),
         std=parts.std.tolist(),
         digest="untrained",

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from msn.cli.main import main
-from msn.config.load import LinearConfig, load
+from msn.config.kinds import LinearConfig
+from msn.config.load import load
 from msn.runtime.errors import UserError
 from msn.train.learning import linear_evaluation
 from msn.train.probe import Probe

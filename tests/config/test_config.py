@@ -13,17 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from msn.config.load import (
-    CONV_STEMS,
-    MODEL_NAMES,
-    PATCH_SIZES,
-    Config,
-    FinetuneConfig,
-    LinearConfig,
-    PowerLaw,
-    Probe,
-    load_config,
-)
+from msn.config.kinds import FinetuneConfig, LinearConfig, MSNConfig
+from msn.config.load import load_config
+from msn.config.sections.logging import Probe
+from msn.config.sections.meta import CONV_STEMS, MODEL_NAMES, PATCH_SIZES
+from msn.config.sections.msn import PowerLaw
 from tests.support.configs import MINIMAL
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -135,10 +129,10 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
 }
 
 
-def built(section: str = "data", /, **keys: Any) -> Config:
+def built(section: str = "data", /, **keys: Any) -> MSNConfig:
     values: dict[str, dict[str, Any]] = {"data": {"root_path": "r"}, "logging": {"folder": "f"}}
     values[section] = {**values.get(section, {}), **keys}
-    return Config.model_validate(values)
+    return MSNConfig.model_validate(values)
 
 
 def schema_facts(schema: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +186,7 @@ class TestDefaults:
         def undocumented(model: type[BaseModel]) -> list[str]:
             return [n for n, field in model.model_fields.items() if not field.description]
 
-        definitions = Config.json_schema()["$defs"]
+        definitions = MSNConfig.json_schema()["$defs"]
         assert len(definitions) == 8
         for name, definition in definitions.items():
             assert definition["properties"], name
@@ -203,7 +197,7 @@ class TestDefaults:
     def test_schema_file_is_current(self) -> None:
         shipped = json.loads((CONFIGS / "schema.json").read_text())
         how = "run: python -m msn.config > configs/schema.json"
-        assert schema_facts(shipped) == schema_facts(Config.json_schema()), how
+        assert schema_facts(shipped) == schema_facts(MSNConfig.json_schema()), how
 
     def test_import_needs_no_torch(self) -> None:
         heavy = "'torch' in sys.modules or 'numpy' in sys.modules"
@@ -224,7 +218,7 @@ class TestPaths:
         monkeypatch.setenv("HOME", "/home/of/me")
         sections: list[Any] = [
             field.annotation
-            for kind in (Config, LinearConfig, FinetuneConfig)
+            for kind in (MSNConfig, LinearConfig, FinetuneConfig)
             for field in kind.model_fields.values()
         ]
         found: dict[str, set[str]] = {}
@@ -327,12 +321,12 @@ def test_patch_drop_must_leave_a_patch(patches: int, drop: float) -> None:
     }
     kept = math.floor(patches**2 * (1.0 - drop))
     if kept >= 1:
-        Config.model_validate(values)
+        MSNConfig.model_validate(values)
         return
     with pytest.raises(ValidationError, match="keeps 0 of") as caught:
-        Config.model_validate(values)
+        MSNConfig.model_validate(values)
     values["data"]["patch_drop"] = float(str(caught.value).split("at most ")[1].split()[0])
-    Config.model_validate(values)  # the remedy works
+    MSNConfig.model_validate(values)  # the remedy works
 
 
 @pytest.mark.parametrize(
@@ -469,7 +463,7 @@ CONFIG = st.fixed_dictionaries(
 @given(values=CONFIG)
 @pytest.mark.slow
 def test_dump_is_read_back(values: dict[str, Any], tmp_path: Path) -> None:
-    config = Config.model_validate(values)
+    config = MSNConfig.model_validate(values)
     path = tmp_path / "dump.yaml"
     path.write_bytes(config.dump_yaml().encode())
     again = load_config(path)

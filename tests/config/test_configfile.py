@@ -8,7 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msn.config.load import Config, FinetuneConfig, LinearConfig, load_config
+from msn.config.kinds import FinetuneConfig, LinearConfig, MSNConfig
+from msn.config.load import load, load_config
 from msn.config.sections.base import Section
 from msn.config.sections.evaluation import AugmentedImages
 from msn.config.yaml_file import read
@@ -42,7 +43,8 @@ class TestReading:
         assert isinstance(config.optimization.warmup, float)
 
     def test_overrides(self, write: Any) -> None:
-        config = load_config(
+        config = load(
+            MSNConfig,
             write(MINIMAL + "meta:\n"),
             [
                 "optimization.lr=1e-4",
@@ -75,7 +77,7 @@ class TestReading:
 
     def test_override_mends_a_wrong_value(self, write: Any) -> None:
         path = write(MINIMAL + "criterion: {num_proto: 1}")
-        assert load_config(path, ["criterion.num_proto=2"]).criterion.num_proto == 2
+        assert load(MSNConfig, path, ["criterion.num_proto=2"]).criterion.num_proto == 2
 
     def test_byte_order_mark_and_crlf(self, write: Any) -> None:
         text = b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode()
@@ -161,10 +163,10 @@ def numbers(facts: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_every_number_has_a_range() -> None:
-    idle = {"Meta.bottleneck", "LinearMeta.master_port", "FinetuneMeta.master_port"}
-    checked_by_hand = {f"{name}.num_workers" for name in ("Data", "LabeledImages")}
+    idle = {"MSNMeta.bottleneck", "LinearMeta.master_port", "FinetuneMeta.master_port"}
+    checked_by_hand = {f"{name}.num_workers" for name in ("MSNData", "LabeledImages")}
     checked_by_hand.add("AugmentedImages.num_workers")
-    for kind in (Config, LinearConfig, FinetuneConfig):
+    for kind in (MSNConfig, LinearConfig, FinetuneConfig):
         assert set(unbounded(kind)) <= idle | checked_by_hand
 
 

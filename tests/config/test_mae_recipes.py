@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from msn.config.load import MAEConfig, load_config
+from msn.config.kinds import MAEConfig
+from msn.config.load import load_config
 from msn.methods.mae import MAE
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from msn.config.load import Config, load_config
+from msn.config.kinds import MSNConfig
+from msn.config.load import load, load_config
 from msn.methods.msn.build import build_anchor
 from msn.methods.msn.plan import patches_of
 from msn.train.plan import describe
@@ -46,7 +47,7 @@ def changes(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_settings_of_the_paper(name: str) -> None:
     model, epochs, drop, tokens, batch = PUBLISHED[name]
-    config = load_config(CONFIGS / f"{name}.yaml")
+    config = load(MSNConfig, CONFIGS / f"{name}.yaml")
     assert (config.meta.model_name, config.optimization.epochs) == (model, epochs)
     assert config.data.patch_drop == drop
     with torch.device("meta"):
@@ -88,7 +89,7 @@ def test_plans_can_be_made_and_runs_do_not_share_a_folder(path: Path, tmp_path: 
     for image in range(256):
         (tmp_path / "train" / f"{image}.png").touch()  # a plan reads names only
     config = load_config(path, [f"data.root_path={tmp_path}"])
-    assert isinstance(config, Config)
+    assert isinstance(config, MSNConfig)
     assert Path(config.logging.folder).name == path.stem
     plan = describe(config, torch.device("cpu"))
     assert f"{config.optimization.epochs} epochs" in plan

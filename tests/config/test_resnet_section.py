@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import pytest
 
 from msn.config import sizes
-from msn.config.load import ConfigFile, load
+from msn.config.kinds import ConfigFile
+from msn.config.load import load
 from msn.config.sections.base import Section
 from msn.config.sections.meta import EncoderSize
 from msn.config.sections.resnet import AnyEncoder, ResNetSize

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from msn.config.load import SimMIMConfig, load_config
-from msn.config.sections.simmim import MSN_ONLY
-from tests.support.simmim import RESNET, simmim_config
+from msn.config.kinds import SimMIMConfig
+from msn.config.load import load_config
+from msn.runtime.errors import UserError
+from tests.support.experiments import changed
+from tests.support.simmim import RESNET, TINY, simmim_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -56,11 +59,19 @@ def test_what_is_written_reads_the_same(tmp_path: Path) -> None:
     assert not any("without effect" in notice for notice in load_config(path).notices())
 
 
-def test_keys_of_msn_are_named(tmp_path: Path) -> None:
-    config = simmim_config(tmp_path, criterion__num_proto=8)
-    assert any("criterion.num_proto" in notice for notice in config.notices())
-    for section, keys in MSN_ONLY.items():
-        assert set(keys) <= set(type(getattr(config, section)).model_fields)
+def test_keys_of_other_methods_are_named(tmp_path: Path) -> None:
+    values = changed(TINY, tmp_path)
+    values["criterion"]["num_proto"] = 8
+    values["optimization"]["ema"] = [0.9, 1.0]
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(UserError) as refused:
+        load_config(path)
+    for key in ("criterion.num_proto", "optimization.ema"):
+        assert f"{key}: unknown key; it is one of meta.method: msn; remove it" in str(refused.value)
+    path.write_text("data: {source: digits, crop_scale: [0.5, 1]}\nlogging: {folder: runs/a}\n")
+    with pytest.raises(UserError, match=r"data\.crop_scale: .* of meta.method: mae and simmim"):
+        load_config(path)
 
 
 def test_schema_file_is_current() -> None:

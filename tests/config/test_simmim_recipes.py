@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from msn.config.load import SimMIMConfig, load_config
+from msn.config.kinds import SimMIMConfig
+from msn.config.load import load_config
 from msn.methods.simmim import SimMIM
 
 CONFIGS = Path(__file__).parents[2] / "configs"

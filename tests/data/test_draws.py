@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msn.config.load import Data
+from msn.config.sections.msn import MSNData
 from msn.data import draws as columns
 from msn.data.draws import Box, Draw, Operation, draw_view, pack
 from msn.runtime import keyed
@@ -30,7 +30,7 @@ def golden() -> dict[str, Any]:
     return json.loads((GOLDEN / "crops.json").read_text())
 
 
-def draws(spec: Data, scale: tuple[float, float], height: int, width: int) -> list[Draw]:
+def draws(spec: MSNData, scale: tuple[float, float], height: int, width: int) -> list[Draw]:
     return [
         draw_view(keyed.generator(0, keyed.Stream.VIEW, 0, i, 0), height, width, scale, spec)
         for i in range(SAMPLES)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from msn.config import load
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 
 ROOT = Path(__file__).parents[2]
 TREE = runpy.run_path(str(ROOT / "docs/tree.py"))
@@ -28,7 +27,7 @@ def test_the_tree_is_current() -> None:
 def is_key(name: str) -> bool:
     """Whether a dotted name is a section of a config file and a key of it."""
     section, _, key = name.partition(".")
-    return section in Config.model_fields and key in getattr(load, section.title()).model_fields
+    return section in MSNConfig.model_fields and key in MSNConfig.section(section).model_fields
 
 
 @pytest.mark.parametrize("page", ["architecture", "method", "extending"])

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from msn.cli.main import main
-from msn.config.load import FinetuneConfig, load
+from msn.config.kinds import FinetuneConfig
+from msn.config.load import load
 from msn.config.sizes import EncoderSize
 from msn.data.labeled import CenterCrop
 from msn.evaluation.accuracy import Result

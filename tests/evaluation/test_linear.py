@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from msn.cli.main import main
-from msn.config.load import LinearConfig, load
+from msn.config.kinds import LinearConfig
+from msn.config.load import load
 from msn.evaluation.accuracy import Result
 from msn.evaluation.linear import LinearLearner
 from msn.runtime import checkpoint

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import msn
-from msn.config.load import FinetuneConfig, LinearConfig
+from msn.config.kinds import FinetuneConfig, LinearConfig
 from msn.config.sizes import ResNetSize
 from msn.data.batch import normalize
 from msn.data.sources.digits import Digits

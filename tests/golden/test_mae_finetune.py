@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.config.load import FinetuneConfig
+from msn.config.kinds import FinetuneConfig
 from msn.config.sections.mae import MAEOptimization
 from msn.config.sizes import EncoderSize
 from msn.data.labeled import CenterCrop

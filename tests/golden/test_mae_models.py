@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.config.load import MAEConfig
+from msn.config.kinds import MAEConfig
 from msn.config.sizes import ENCODERS, EncoderSize
 from msn.evaluation.finetune import build_optimizer
 from msn.methods.mae import MAE

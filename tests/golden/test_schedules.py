@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.methods.msn.build import momentum_schedule, sharpening_schedule
 from msn.methods.schedules import Schedule, cosine, msn_schedules
 from tests.golden.record import golden_json
@@ -15,12 +15,12 @@ RECORDS: dict[str, Any] = {
 EVERY_STEP = [name for name, record in RECORDS.items() if "params" in record]
 
 
-def config(params: dict[str, Any]) -> Config:
+def config(params: dict[str, Any]) -> MSNConfig:
     optimization = {
         key: params[key]
         for key in ("warmup", "start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay")
     }
-    return Config.model_validate(
+    return MSNConfig.model_validate(
         {
             "data": {"source": "digits"},
             "logging": {"folder": "runs"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.data.batch import Views
 from msn.methods.msn.model import MSN, views_of
 from msn.methods.optim import build_optimizer
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 FILES = pytest.mark.parametrize("name", golden_files("trajectory_*.npz"))
 
 
-def as_config(record: Golden) -> Config:
+def as_config(record: Golden) -> MSNConfig:
     model: dict[str, Any] = record.meta["model"]
     training: dict[str, Any] = record.meta["training"]
     encoder = {"patch_size": model["patch"], "embed_dim": model["dim"], "depth": model["depth"]}
     criterion_keys = ["me_max", "memax_weight", "ent_weight", "use_ent", "use_sinkhorn"]
     criterion_keys += ["start_sharpen", "final_sharpen"]
     optimization_keys = ("epochs", "warmup", "start_lr", "lr", "final_lr", "clip_grad")
-    return Config.model_validate(
+    return MSNConfig.model_validate(
         {
             "criterion": {
                 "batch_size": training["B"],

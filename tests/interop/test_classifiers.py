@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import ViTMSNForImageClassification
 
 from msn.cli import main as cli
-from msn.config.load import FinetuneConfig, LinearConfig
+from msn.config.kinds import FinetuneConfig, LinearConfig
 from msn.interop import huggingface, reading
 from msn.interop.classifiers import with_linear_head, without_unit_length
 from msn.interop.graph import Graph

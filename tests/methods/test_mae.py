@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from msn.config.load import MAEConfig, load_config
+from msn.config.kinds import MAEConfig
+from msn.config.load import load_config
 from msn.data.batch import Views
 from msn.methods import method_of
 from msn.methods.image_method import IMAGE

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from msn.config.load import CONV_STEMS, PATCH_SIZES
+from msn.config.sections.meta import CONV_STEMS, PATCH_SIZES
 from msn.config.sizes import ENCODERS, EncoderSize
 from msn.models.encoder import NORMED, Taps
 from msn.models.head import projection_head

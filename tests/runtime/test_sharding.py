@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from msn.cli.main import main
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.data.batch import Views
 from msn.methods.optim import build_optimizer
 from msn.runtime import checkpoint, collectives
@@ -38,12 +38,12 @@ RECOMPUTED = {
 }
 
 
-def config_of(folder: Path, changes: dict[str, Any]) -> Config:
+def config_of(folder: Path, changes: dict[str, Any]) -> MSNConfig:
     shared = {"criterion__batch_size": None, "criterion__global_batch_size": 32}
     return tiny_config(folder, data__mask_scope="global", **shared, **changes)
 
 
-def first_steps(config: Config, parts: Parts, dtype: torch.dtype) -> list[Tensor]:
+def first_steps(config: MSNConfig, parts: Parts, dtype: torch.dtype) -> list[Tensor]:
     """Loss and gradient norm of each of the first steps."""
     results = []
     for step, batch in zip(range(STEPS), batches(config, parts, 0), strict=False):

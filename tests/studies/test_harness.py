@@ -19,7 +19,7 @@ from measures import Scores, Splits, score
 from torch import Tensor
 
 import msn
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.config.sections.data import Images
 from msn.data.sources import Source, open_source
 from msn.evaluation.knn import knn

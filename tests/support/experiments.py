@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import yaml
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.data.batch import Views
 from msn.data.loader import training_batches
 from msn.data.order import Order
@@ -52,8 +52,8 @@ def changed(
     return values
 
 
-def tiny_config(folder: Path, **changes: Any) -> Config:
-    return Config.model_validate(tiny_values(folder, **changes))
+def tiny_config(folder: Path, **changes: Any) -> MSNConfig:
+    return MSNConfig.model_validate(tiny_values(folder, **changes))
 
 
 def write_tiny(path: Path, folder: Path, **changes: Any) -> Path:

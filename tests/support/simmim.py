@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from msn.config.load import SimMIMConfig
+from msn.config.kinds import SimMIMConfig
 from tests.support.experiments import changed
 
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.config.sizes import EncoderSize
 from msn.data.batch import Views
 from msn.data.draws import ViewKind
@@ -32,13 +32,13 @@ class Toy(Method):
 
     @classmethod
     def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
-        return (ViewKind("pair", 2, config.data.rand_size, (0.5, 1.0)),)
+        return (ViewKind("pair", 2, config.image_size, (0.5, 1.0)),)
 
     @classmethod
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "Toy":
         assert config.meta.encoder
         size = EncoderSize(**config.meta.encoder.model_dump())
-        return cls(build_encoder(size, image_size=config.data.rand_size, in_chans=channels))
+        return cls(build_encoder(size, image_size=config.image_size, in_chans=channels))
 
     def forward(self, views: Views, *, step: int) -> Output:
         first, second = (self.backbone(pixels) for pixels in views["pair"])

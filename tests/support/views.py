@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from msn.config.load import Data
+from msn.config.sections.msn import MSNData
 from msn.data.draws import ViewSpec
 from msn.methods.msn.model import view_kinds
 
 
-def data_section(**settings: Any) -> Data:
+def data_section(**settings: Any) -> MSNData:
     """A `data` section; what is left out is as in the official config."""
-    return Data(source="digits", **settings)
+    return MSNData(source="digits", **settings)
 
 
 def view_spec(**settings: Any) -> ViewSpec:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import msn
-from msn.config.load import LinearConfig
+from msn.config.kinds import LinearConfig
 from msn.runtime import log
 from msn.runtime.errors import UserError
 from msn.train.learning import linear_evaluation

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from msn.config.load import LinearConfig
+from msn.config.kinds import LinearConfig
 from msn.data.sources.digits import Digits
 from msn.evaluation.accuracy import Score
 from msn.evaluation.job import build_job, read_weights

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from msn.cli.main import main
-from msn.config.load import load_config
+from msn.config.kinds import MSNConfig
+from msn.config.load import load
 from msn.methods.base import activation_bytes
 from msn.methods.msn.build import build_anchor
 from msn.methods.msn.plan import flops_per_image
@@ -65,7 +66,7 @@ def test_flops_of_the_tiny_encoder(tmp_path: Path) -> None:
 
 
 def test_activation_estimate_is_near_what_autograd_keeps() -> None:
-    config = load_config(RECIPE, ["data.source=digits", "meta.model_name=deit_tiny"])
+    config = load(MSNConfig, RECIPE, ["data.source=digits", "meta.model_name=deit_tiny"])
     anchor = build_anchor(config, channels=3)
     own = {parameter.untyped_storage().data_ptr() for parameter in anchor.parameters()}
     kept: dict[int, int] = {}

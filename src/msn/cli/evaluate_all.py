@@ -11,7 +11,8 @@ from torch import Tensor
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench, result_path
-from msn.config.load import Config, kind_of
+from msn.config.kinds import Config
+from msn.config.load import kind_of
 from msn.config.protocol import Protocol
 from msn.data.labeled import LabeledSet
 from msn.data.unreadable import Unreadable

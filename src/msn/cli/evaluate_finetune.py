@@ -3,7 +3,7 @@
 import argparse
 
 from msn.cli import experiment
-from msn.config.load import FinetuneConfig
+from msn.config.kinds import FinetuneConfig
 from msn.evaluation.finetune import prepare
 from msn.train.learning import finetune
 

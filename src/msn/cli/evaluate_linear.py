@@ -3,7 +3,7 @@
 import argparse
 
 from msn.cli import experiment
-from msn.config.load import LinearConfig
+from msn.config.kinds import LinearConfig
 from msn.evaluation.linear import prepare
 from msn.train.learning import linear_evaluation
 

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 
 from msn.cli.terminal import say_written
-from msn.config.load import Config, EvaluationFile, load
+from msn.config.kinds import Config, EvaluationFile
+from msn.config.load import load
 from msn.evaluation.job import Job
 from msn.evaluation.plan import describe
 from msn.evaluation.resuming import Learner

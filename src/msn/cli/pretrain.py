@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 
 from msn.cli import evaluate_finetune, evaluate_linear, experiment
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.runtime.errors import UserError
 from msn.train.plan import describe
 from msn.train.pretraining import pretrain

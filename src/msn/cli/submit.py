@@ -4,7 +4,8 @@ import argparse
 import re
 from typing import Any
 
-from msn.config.load import Config, FinetuneConfig, LinearConfig, load
+from msn.config.kinds import Config, FinetuneConfig, LinearConfig
+from msn.config.load import load
 from msn.runtime.checkpoint import prepare_folder
 from msn.runtime.errors import RunError, UserError
 from msn.train.learning import finetune, linear_evaluation

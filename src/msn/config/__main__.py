@@ -6,11 +6,11 @@ The name of a method with keys of its own gives that of its files: `mae`, `schem
 import json
 import sys
 
-from msn.config.load import KINDS, Config
+from msn.config.kinds import METHODS
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "msn"
-    if name not in ("msn", *KINDS):
-        print(f"error: {name}: not a method; known are msn, {', '.join(KINDS)}", file=sys.stderr)
+    if name not in METHODS:
+        print(f"error: {name}: not a method; known are {', '.join(METHODS)}", file=sys.stderr)
         sys.exit(2)
-    print(json.dumps(KINDS.get(name, Config).json_schema(), indent=2))
+    print(json.dumps(METHODS[name].json_schema(), indent=2))

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from msn.config.sections.criterion import PRIOR_TAGS
+from msn.config.sections.msn import PRIOR_TAGS
 from msn.config.sections.resnet import ENCODER_TAGS
 from msn.runtime.errors import UserError
 from msn.runtime.files import open_regular
@@ -119,12 +119,25 @@ def read(path: str | Path) -> Document:
     return Document(name, values, places)
 
 
-def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
-    """Describe in one line the problems pydantic found: place, key, value, rule and remedy."""
+def explain(
+    error: ValidationError,
+    document: Document,
+    model: type[BaseModel],
+    methods: Mapping[str, type[BaseModel]],
+) -> str:
+    """Describe in one line the problems pydantic found: place, key, value, rule and remedy.
+
+    Args:
+        error: what pydantic found.
+        document: that it read.
+        model: of such files.
+        methods: models of the same files for each method, which may know a key that `model` does
+            not.
+    """
     problems = [
         line
         for details in error.errors(include_url=False)
-        for line in _explain(details, document, model)
+        for line in _explain(details, document, model, methods)
     ]
     more = len(problems) - MAX_PROBLEMS
     return _printable("; ".join(problems[:MAX_PROBLEMS]) + (f"; and {more} more" * (more > 0)))
@@ -199,7 +212,12 @@ def _mapping(
     return values
 
 
-def _explain(details: ErrorDetails, document: Document, model: type[BaseModel]) -> Iterator[str]:
+def _explain(
+    details: ErrorDetails,
+    document: Document,
+    model: type[BaseModel],
+    methods: Mapping[str, type[BaseModel]],
+) -> Iterator[str]:
     path = tuple(part for part in details["loc"] if part not in TAGS)
     if details["type"] == "rules":
         for key, rule in details["ctx"]["problems"]:
@@ -208,7 +226,7 @@ def _explain(details: ErrorDetails, document: Document, model: type[BaseModel]) 
         return
     key = f"{document.place(path)}: {_dotted(path)}"
     if details["type"] == "extra_forbidden":
-        yield f"{key}: unknown key; {_suggestion(path, model)}"
+        yield f"{key}: unknown key; {_owners(path, methods) or _suggestion(path, model)}"
     elif details["type"] == "missing":
         yield f"{key}: {RULES['missing']}"
     else:
@@ -227,6 +245,18 @@ def _rule(details: ErrorDetails) -> str:
     rule = rule.replace("less than or equal to", "at most")
     rule = re.sub(r"(?<![.\w])[0-9]{4,}(?![.\w])", lambda number: f"{int(number[0]):,}", rule)
     return rule if rule.startswith("must") else f"must {rule}"
+
+
+def _owners(path: KeyPath, methods: Mapping[str, type[BaseModel]]) -> str:
+    """Tell which methods have the key at `path`, if one has."""
+    section, key = map(str, path[:2]) if len(path) == 2 else ("", "")
+    owners = [
+        name
+        for name, model in methods.items()
+        if section in model.model_fields
+        and key in next(_models(model.model_fields[section].annotation)).model_fields
+    ]
+    return f"it is one of meta.method: {' and '.join(owners)}; remove it" if owners else ""
 
 
 def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msn.config.load import FinetuneConfig
+from msn.config.kinds import FinetuneConfig
 from msn.config.sections.evaluation import FinetuneCriterion
 from msn.data.augment import Augment, Center, seeded
 from msn.evaluation.job import Job, build_job, read_weights

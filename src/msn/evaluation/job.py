@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msn.config.load import EvaluationFile
+from msn.config.kinds import EvaluationFile
 from msn.config.sections.evaluation import LabeledImages
 from msn.data.classes import Splits, labeled_splits
 from msn.data.labeled import LabeledSet, Transform

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from msn.config.load import LinearConfig
+from msn.config.kinds import LinearConfig
 from msn.data.labeled import CenterCrop, RandomCrop
 from msn.evaluation.job import Job, build_job, read_weights
 from msn.methods.optim import MomentumSGD

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from msn.config.load import EvaluationFile
+from msn.config.kinds import EvaluationFile
 from msn.evaluation.job import Job
 from msn.runtime.devices import described, use_bf16
 from msn.runtime.errors import UserError

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from msn.config.load import EvaluationFile
+from msn.config.kinds import EvaluationFile
 from msn.data.classes import some
 from msn.evaluation.accuracy import Score
 from msn.evaluation.job import Job

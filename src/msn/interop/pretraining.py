@@ -8,10 +8,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from msn.config.sections.criterion import Criterion
-from msn.config.sections.data import Data
-from msn.config.sections.meta import Meta
-from msn.config.sections.optimization import Optimization
+from msn.config.sections.msn import MSNCriterion, MSNData, MSNMeta, MSNOptimization
 from msn.config.sizes import ENCODERS, EncoderSize
 from msn.data.inputs import NORMALIZE, require_normalized
 from msn.data.normalization import Normalization, imagenet_normalization
@@ -26,8 +23,8 @@ from msn.models.vit import build_encoder
 from msn.runtime.errors import UserError
 
 # The defaults of a config file are those of the module.
-META, CRITERION, OPTIMIZATION = Meta(), Criterion(), Optimization()
-VIEWS = Data(source="digits")  # the one source that needs no place
+META, CRITERION, OPTIMIZATION = MSNMeta(), MSNCriterion(), MSNOptimization()
+VIEWS = MSNData(source="digits")  # the one source that needs no place
 SIZE = ENCODERS[str(META.model_name)]
 
 

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.methods.base import Cost, Fact, Method, Output
 
 __all__ = ["Cost", "Fact", "Method", "Output", "method_of"]

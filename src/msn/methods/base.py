@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.data.batch import Views
 from msn.data.draws import ViewKind, ViewSpec
 from msn.methods.schedules import Schedules, msn_schedules

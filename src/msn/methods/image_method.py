@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from msn.config.load import Config, MAEConfig, SimMIMConfig
+from msn.config.kinds import Config, MAEConfig, SimMIMConfig
 from msn.data.draws import ViewKind
 from msn.methods import health
 from msn.methods.base import Method, Output

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.flop_counter import FlopCounterMode
 
-from msn.config.load import Config, MAEConfig
+from msn.config.kinds import Config, MAEConfig
 from msn.config.sections.mae import MAEOptimization
 from msn.data.batch import Views
 from msn.methods.base import Cost, Fact, Output, activation_bytes

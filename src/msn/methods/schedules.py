@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from msn.config.load import Optimization
 from msn.config.sections.mae import MAEOptimization
+from msn.config.sections.optimization import Optimization
 from msn.config.sections.simmim import SimMIMOptimization
 
 LINEAR_SHARE = 0.01

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from msn.config.load import Config, SimMIMConfig
+from msn.config.kinds import Config, SimMIMConfig
 from msn.config.sections.simmim import SimMIMOptimization
 from msn.data.batch import Views
 from msn.methods.base import Cost, Fact, Output

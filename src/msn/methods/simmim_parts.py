@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from msn.config.load import SimMIMConfig
+from msn.config.kinds import SimMIMConfig
 from msn.config.sections.resnet import ResNetSize as ResNetSection
 from msn.config.sizes import RESNETS, ResNetSize
 from msn.methods.base import Cost, Fact, activation_bytes

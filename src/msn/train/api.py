@@ -4,13 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from msn.config.load import (
-    Config,
-    FinetuneConfig,
-    LinearConfig,
-    RunFile,
-    load,
-)
+from msn.config.kinds import Config, FinetuneConfig, LinearConfig, RunFile
+from msn.config.load import load
 from msn.evaluation.accuracy import Result
 from msn.methods import Method
 from msn.runtime import checkpoint

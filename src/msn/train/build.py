@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.config.sections.data import Data
 from msn.data.draws import ViewSpec
 from msn.data.sources import Source, open_source

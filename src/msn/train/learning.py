@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from msn.config.load import EvaluationFile, FinetuneConfig, LinearConfig
+from msn.config.kinds import EvaluationFile, FinetuneConfig, LinearConfig
 from msn.data.batch import normalize
 from msn.data.labeled import Bad, Batch, batches_in_turn, shuffled_batches
 from msn.data.loader import worker_count

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from msn.config.load import Config, Optimization
+from msn.config.kinds import Config
+from msn.config.sections.optimization import Optimization
 from msn.methods import Cost, Fact, method_of
 from msn.methods.schedules import Schedules
 from msn.runtime.devices import described, use_bf16

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.data.bad_images import BadImages, bad_images_path
 from msn.data.loader import Batch, training_batches, worker_count
 from msn.data.order import Order

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.config.protocol import PROTOCOL
 from msn.data.batch import normalize
 from msn.data.classes import labeled_splits
@@ -56,7 +56,7 @@ class Probe:
             section="logging.probe",
         )
         self.sets = [splits.train, splits.val]
-        self.train, self.val = self._images(config.data.rand_size)
+        self.train, self.val = self._images(config.image_size)
         for note in (*splits.notes, *self.unreadable.settle()):
             logger.info(f"note: {note} (logging.probe)")
         self.sets = [
@@ -86,7 +86,7 @@ class Probe:
     def report(self, encoder: Encoder, folder: Path, tag: str) -> None:
         """Report raw pixels, untrained and trained encoder: log a table; write JSON and PNG."""
         untrained = self.parts.built_anew(self.config).encoder.to(self.parts.device)
-        small = self._images(min(self.config.data.rand_size, PIXELS))
+        small = self._images(min(self.config.image_size, PIXELS))
         representations = [
             Representation("raw pixels", *(raw_pixels(split.images) for split in small)),
             Representation("untrained encoder", *self._features(untrained)),

@@ -11,7 +11,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.runtime import checkpoint, collectives
 from msn.runtime.collectives import agreed
 from msn.runtime.errors import UserError

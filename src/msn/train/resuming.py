@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from msn.config.load import Config
+from msn.config.kinds import Config
 from msn.interop import reading
 from msn.methods.optim import ADAM_MOMENTS, set_hyperparameters
 from msn.runtime import checkpoint, resumable

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from msn.config.load import ConfigFile
+from msn.config.kinds import ConfigFile
 from msn.runtime import log
 from msn.runtime.devices import choose_device
 from msn.runtime.distributed import find_world, joined

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from msn.config.load import RunFile
+from msn.config.kinds import RunFile
 from msn.data.loader import worker_deaths
 from msn.runtime import checkpoint, collectives
 from msn.runtime.collectives import Ballot, agreed, of_rank_0

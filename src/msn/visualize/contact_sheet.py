@@ -5,12 +5,12 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from msn.config.load import Config
+from msn.config.kinds import Config, MSNConfig
 from msn.data.batch import allocate
 from msn.data.image import Image
-from msn.data.views import SampleViews, make_views
+from msn.data.views import make_views
 from msn.methods import method_of
-from msn.methods.msn.model import FOCAL, RANDOM, TARGET
+from msn.methods.msn.model import RANDOM
 from msn.models.masking import random_keep
 from msn.runtime.keyed import Stream, seed64
 
@@ -20,9 +20,12 @@ LEAST = 96  # side that the views of a small encoder are magnified to, px
 PAPER = 200  # gray: white views have an edge on it, as black ones have
 DROPPED = 0.2  # brightness of a dropped patch
 
+Pictures = dict[str, list[np.ndarray]]
+"""The views of an image by kind, the largest first."""
+
 
 def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
-    """Draw target, random (dropped patches dark) and focal views, one row for each epoch.
+    """Draw all views, one row for each epoch; patches that MSN's random views lose are dark.
 
     Args:
         image: as the first sample of a run would be.
@@ -40,12 +43,15 @@ def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
     rows = []
     for epoch in range(epochs):
         make_views(image, spec, seed=config.meta.seed, epoch=epoch, sample=0, out=views)
-        rows.append(_row(views, [_masked(config, view, epoch) for view in views[RANDOM]]))
-    sheet = np.concatenate([_header(rows[0].shape[1], views), *rows])
+        pictures = {kind: list(of_kind) for kind, of_kind in views.kinds.items() if len(of_kind)}
+        if isinstance(config, MSNConfig):
+            pictures[RANDOM] = [_masked(config, view, epoch) for view in pictures[RANDOM]]
+        rows.append(_row(pictures))
+    sheet = np.concatenate([_header(rows[0].shape[1], pictures), *rows])
     return np.pad(sheet, ((0, 0), (GAP, 0), (0, 0)), constant_values=PAPER)
 
 
-def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
+def _masked(config: MSNConfig, view: np.ndarray, step: int) -> np.ndarray:
     """Darken the patches of a view that the anchor does not see at a step."""
     patch, side = config.meta.patch_size, config.meta.grid(len(view))
     seed = seed64(config.meta.seed, Stream.MASK, step)
@@ -59,24 +65,26 @@ def _masked(config: Config, view: np.ndarray, step: int) -> np.ndarray:
     return pixels
 
 
-def _row(views: SampleViews, masked: list[np.ndarray]) -> np.ndarray:
-    zoom = _zoom(views)
-    large = [_framed(view, zoom) for view in (*views[TARGET], *masked)]
-    height = len(large[0])
-    if not len(views[FOCAL]):
-        return np.concatenate(large, axis=1)
-    small = [_framed(view, zoom) for view in views[FOCAL]]
-    stacked = max(1, height // len(small[0]))  # focal views above each other
+def _row(pictures: Pictures) -> np.ndarray:
+    zoom, side = _zoom(pictures), _side(pictures)
+    framed = [_framed(view, zoom) for views in pictures.values() for view in views]
+    large = [view for view in framed if len(view) == side * zoom + GAP]
+    small = framed[len(large) :]
+    stacked = max(1, len(large[0]) // len(small[0])) if small else 1  # small ones above each other
     columns = [small[i : i + stacked] for i in range(0, len(small), stacked)]
-    blocks = [np.concatenate(column) for column in columns]
-    height = max(height, len(blocks[0]))
-    return np.concatenate([_filled(block, height) for block in large + blocks], axis=1)
+    blocks = large + [np.concatenate(column) for column in columns]
+    height = max(map(len, blocks))
+    return np.concatenate([_filled(block, height) for block in blocks], axis=1)
 
 
-def _zoom(views: SampleViews) -> int:
+def _side(pictures: Pictures) -> int:
+    """Measure the views of the first kind, which is as large as any."""
+    return len(next(iter(pictures.values()))[0])
+
+
+def _zoom(pictures: Pictures) -> int:
     """Choose how much to magnify the views so that their names fit above them."""
-    zoom: int = -(-LEAST // views[TARGET].shape[1])
-    return zoom
+    return -(-LEAST // _side(pictures))
 
 
 def _framed(view: np.ndarray, zoom: int) -> np.ndarray:
@@ -91,13 +99,12 @@ def _filled(block: np.ndarray, height: int) -> np.ndarray:
     return np.pad(block, ((0, missing), (0, 0), (0, 0)), constant_values=PAPER)
 
 
-def _header(width: int, views: SampleViews) -> np.ndarray:
+def _header(width: int, pictures: Pictures) -> np.ndarray:
     """Draw the names of the kinds of views, each above the first view of its kind."""
     header = np.full((HEADER, width, 3), PAPER, np.uint8)
-    step = views[TARGET].shape[1] * _zoom(views) + GAP
-    names = [(0, "target"), (step, "random")]
-    names += [(step * (1 + len(views[RANDOM])), "focal")] * bool(len(views[FOCAL]))
-    for left, name in names:
+    step, left = _side(pictures) * _zoom(pictures) + GAP, 0
+    for name, views in pictures.items():
         where = (left, HEADER - 8)
         cv2.putText(header, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        left += step * len(views)
     return header

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from msn.config.load import PowerLaw
+from msn.config.sections.msn import PowerLaw
 from msn.methods.msn.prior import read_log_prior
 from msn.runtime.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Section `data`: the images and their views."""
+"""Section `data`: the images, and what happens to them."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from msn.config.sections.base import (
-    BelowOne,
     Divisor,
     Few,
     NonEmpty,
@@ -114,29 +113,25 @@ class Augmentation(Section):
 
 
 class Data(Augmentation, Images):
-    """The images and their views."""
+    """The images, and what happens to them."""
 
     scratch: PathText | None = None
     """Folder on a local disk for meta.copy_data; null takes the temporary one (TMPDIR)."""
     max_bad: Probability = 0.1
     """Share of the images that may be bad: those are replaced by others and listed; more stop the
     run."""
-    label_smoothing: BelowOne = 0.0
-    """Smoothing of the prototype labels."""
-    patch_drop: BelowOne = 0.15
-    """Fraction of patches that each random view loses."""
-    mask_scope: Literal["batch", "global", "image"] = "batch"
-    """One random choice of kept patches for each process's batch (official), for the global batch,
-    or for each image. Only with the last two is a run the same on any number of processes."""
-    rand_size: Side = 224
-    """Side of the target and random views, px."""
-    focal_size: Side = 96
-    """Side of the focal views, px."""
-    rand_views: Few = 1
-    """Masked anchor views per image; at least 1, since only they are masked."""
-    focal_views: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Small unmasked anchor views per image."""
-    rand_crop_scale: CropScale = (0.3, 1.0)
-    """Smallest and largest area of the target and random crops, as fractions of the image."""
-    focal_crop_scale: CropScale = (0.05, 0.3)
-    """Smallest and largest area of the focal crops, as fractions of the image."""
+
+
+class ImageData(Data):
+    """The images, of which a method takes one view each."""
+
+    image_size: Side = 224
+    """Side of an image, px."""
+    crop_scale: CropScale = (0.67, 1.0)
+    """Smallest and largest area of the crops, as fractions of the image."""
+    color_jitter: Probability = 0.0
+    """Probability of color jitter; 0 switches it off."""
+    grayscale: Probability = 0.0
+    """Probability of dropping the color; 0 switches it off."""
+    blur: Probability = 0.0
+    """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""

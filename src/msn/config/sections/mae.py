@@ -6,10 +6,9 @@ from pydantic import Field
 
 from msn.config.sections.base import EpochSpan, Few, GradientNorm, Million, NonNegative, Width
 from msn.config.sections.criterion import Criterion
-from msn.config.sections.data import CropScale, Interpolation
+from msn.config.sections.data import CropScale, ImageData, Interpolation
 from msn.config.sections.meta import Meta
 from msn.config.sections.optimization import Optimization
-from msn.config.sections.simmim import SimMIMData
 
 
 class MAECriterion(Criterion):
@@ -34,7 +33,7 @@ class MAEMeta(Meta):
     """Pre-training method."""
 
 
-class MAEData(SimMIMData):
+class MAEData(ImageData):
     """The images."""
 
     crop_scale: CropScale = (0.2, 1.0)

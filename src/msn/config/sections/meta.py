@@ -99,12 +99,6 @@ class Meta(RunMeta):
     """An encoder of any size; replaces model_name."""
     drop_path_rate: BelowOne = 0.0
     """Stochastic depth of the last block, linear from 0 at the first."""
-    hidden_dim: Width = 2048
-    """Hidden width of the projection head."""
-    output_dim: Width = 256
-    """Output width of the projection head, and width of a prototype."""
-    use_bn: bool = True
-    """BatchNorm in the projection head."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it, fp32 official."""
     checkpoint_activations: bool = False
@@ -125,14 +119,6 @@ class Meta(RunMeta):
     """File of weights to start from, with a fresh optimizer."""
     copy_data: bool = False
     """Copy data.root_path/image_folder, a folder or a tar file, to data.scratch before training."""
-    bottleneck: int = 1
-    """No effect."""
-    two_layer: bool = False
-    """No effect."""
-    use_pred_head: bool = False
-    """No effect."""
-    use_fp16: bool = False
-    """No effect; see precision."""
 
     @model_validator(mode="before")
     @classmethod

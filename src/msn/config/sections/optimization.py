@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import Field, Strict
+from pydantic import Field
 
 from msn.config.sections.base import (
     EpochSpan,
@@ -11,7 +11,6 @@ from msn.config.sections.base import (
     GradientNorm,
     Million,
     NonNegative,
-    Probability,
     Section,
 )
 
@@ -35,8 +34,6 @@ class Optimization(Section):
     """Weight decay at the end of the stretched cosine."""
     clip_grad: GradientNorm | None = 3.0
     """Largest gradient norm of the encoder; null does not clip."""
-    ema: Annotated[tuple[Probability, Probability], Strict(False)] = (0.996, 1.0)
-    """Momentum of the target at the first step and at the end of the stretched schedule."""
     schedule_stretch: Annotated[float, Field(ge=1, le=1000)] = 1.25
     """All schedules are laid out over this many times the run, and cut at its end."""
     accumulate: Few = 1

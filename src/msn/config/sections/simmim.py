@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, Strict
 
 from msn.config.sections.base import (
     BelowOne,
@@ -13,11 +13,10 @@ from msn.config.sections.base import (
     Million,
     NonNegative,
     Positive,
-    Probability,
     Side,
 )
 from msn.config.sections.criterion import Criterion
-from msn.config.sections.data import CropScale, Data
+from msn.config.sections.data import ImageData
 from msn.config.sections.meta import CONV_STEMS, AnyModelName, Meta
 from msn.config.sections.optimization import Optimization
 from msn.config.sections.resnet import AnyEncoder, ResNetSize
@@ -95,34 +94,6 @@ class SimMIMMeta(Meta):
         return RESNET_STRIDE if self.is_resnet else super().patch_size
 
 
-class SimMIMData(Data):
-    """The images."""
-
-    image_size: Side = 224
-    """Side of the crops, px."""
-    crop_scale: CropScale = (0.67, 1.0)
-    """Smallest and largest area of the crops, as fractions of the image."""
-    color_jitter: Probability = 0.0
-    """Probability of color jitter; 0 switches it off."""
-    grayscale: Probability = 0.0
-    """Probability of dropping the color; 0 switches it off."""
-    blur: Probability = 0.0
-    """Probability of a Gaussian blur of radius 0.1 to 2 px; 0 switches it off."""
-    patch_drop: BelowOne = 0.0
-    """No effect; see criterion.mask_ratio."""
-    focal_views: Annotated[int, Field(ge=0, le=0)] = 0
-    """No effect: there is one view."""
-    rand_size: Side = 224
-    """No effect; see image_size."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_size(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**values, "rand_size": values.get("image_size", 224)}
-        return values
-
-
 class SimMIMOptimization(Optimization):
     """AdamW and its schedules, as in SimMIM's official code."""
 
@@ -159,22 +130,8 @@ class SimMIMOptimization(Optimization):
             yield "milestones", f"{list(self.milestones)} do not grow; sort them"
 
 
-MSN_ONLY = {
-    "data": (
-        *("label_smoothing", "patch_drop", "mask_scope", "rand_size", "focal_size"),
-        *("rand_views", "focal_views", "rand_crop_scale", "focal_crop_scale"),
-    ),
-    "criterion": (
-        *("num_proto", "temperature", "start_sharpen", "final_sharpen", "me_max", "memax_weight"),
-        *("use_ent", "ent_weight", "use_sinkhorn", "sinkhorn_iterations", "freeze_proto", "prior"),
-    ),
-    "optimization": ("ema",),
-}
-"""By section, keys of MSN that say nothing to SimMIM."""
-
-
 def mask_problems(
-    data: SimMIMData, criterion: SimMIMCriterion, meta: SimMIMMeta
+    data: ImageData, criterion: SimMIMCriterion, meta: SimMIMMeta
 ) -> Iterator[tuple[str, str]]:
     """Find what cannot be masked as it is asked for: (key, broken rule and remedy) pairs."""
     size, unit, stage = data.image_size, criterion.mask_unit, criterion.stage

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.methods.base import decay_groups
 from msn.methods.msn.losses import LossSettings
 from msn.methods.schedules import Schedule, linear
@@ -15,7 +15,7 @@ from msn.models.head import projection_head
 from msn.models.vit import VisionTransformer, build_encoder
 
 
-def build_anchor(config: Config, channels: int) -> VisionTransformer:
+def build_anchor(config: MSNConfig, channels: int) -> VisionTransformer:
     """Build the encoder that the `meta` section describes, with its projection head."""
     meta = config.meta
     size = meta.vit_size
@@ -44,7 +44,7 @@ def parameter_groups(anchor: nn.Module, prototypes: nn.Parameter) -> list[dict[s
     return groups
 
 
-def loss_settings(config: Config) -> LossSettings:
+def loss_settings(config: MSNConfig) -> LossSettings:
     """Read the settings of the loss; the weight of a term that is switched off is 0."""
     criterion = config.criterion
     return LossSettings(
@@ -56,14 +56,14 @@ def loss_settings(config: Config) -> LossSettings:
     )
 
 
-def momentum_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+def momentum_schedule(config: MSNConfig, steps_per_epoch: int) -> Schedule:
     """Build the schedule of the target's momentum, whose horizon is not rounded to steps."""
     start, final = config.optimization.ema
     horizon = config.optimization.horizon(steps_per_epoch)
     return partial(linear, total=horizon, start=start, final=final)
 
 
-def sharpening_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+def sharpening_schedule(config: MSNConfig, steps_per_epoch: int) -> Schedule:
     """Build the schedule of T, which sharpens the targets, over the momentum's horizon."""
     criterion = config.criterion
     return partial(

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from msn.config.load import Config, Data
+from msn.config.kinds import Config, MSNConfig
+from msn.config.sections.msn import MSNData
 from msn.data.batch import Views
 from msn.data.draws import ViewKind
 from msn.methods import health
@@ -45,7 +46,7 @@ class MSNDetails(NamedTuple):
     target_features: Tensor
 
 
-def view_kinds(data: Data) -> tuple[ViewKind, ...]:
+def view_kinds(data: MSNData) -> tuple[ViewKind, ...]:
     """List the kinds of views of MSN; target and random views are cropped alike (A.1)."""
     return (
         ViewKind(TARGET, 1, data.rand_size, data.rand_crop_scale),
@@ -116,10 +117,12 @@ class MSN(Method):
 
     @classmethod
     def view_kinds(cls, config: Config) -> tuple[ViewKind, ...]:
+        assert isinstance(config, MSNConfig)
         return view_kinds(config.data)
 
     @classmethod
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "MSN":
+        assert isinstance(config, MSNConfig)
         criterion, data, meta = config.criterion, config.data, config.meta
         trained = not criterion.freeze_proto
         return cls(
@@ -246,10 +249,12 @@ class MSN(Method):
 
     @classmethod
     def plan(cls, config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:
+        assert isinstance(config, MSNConfig)
         return plan_lines(config, channels, steps_per_epoch)
 
     @classmethod
     def notes(cls, config: Config, images: int) -> list[str]:
+        assert isinstance(config, MSNConfig)
         count = config.criterion.num_proto
         if count <= images:
             return []
@@ -260,6 +265,7 @@ class MSN(Method):
 
     @classmethod
     def cost(cls, config: Config, channels: int, *, bf16: bool) -> Cost:
+        assert isinstance(config, MSNConfig)
         return cost(config, channels, bf16=bf16)
 
     def draw_keep(self, views: Views, step: int) -> list[Tensor | None]:

@@ -3,14 +3,14 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from msn.config.load import Config
+from msn.config.kinds import MSNConfig
 from msn.methods.base import Cost, Fact, activation_bytes
 from msn.methods.msn.build import build_anchor, momentum_schedule, sharpening_schedule
 from msn.models.masking import kept_patches
 from msn.models.vit import VisionTransformer
 
 
-def plan_lines(config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:
+def plan_lines(config: MSNConfig, channels: int, steps_per_epoch: int) -> list[Fact]:
     """List the facts about views, parameters and MSN's own schedules."""
     with torch.device("meta"):
         anchor = build_anchor(config, channels)
@@ -21,7 +21,7 @@ def plan_lines(config: Config, channels: int, steps_per_epoch: int) -> list[Fact
     ]
 
 
-def views_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
+def views_lines(config: MSNConfig, anchor: VisionTransformer) -> list[Fact]:
     """List the views of one image and their tokens."""
     data = config.data
     kinds = [("target view", 1, data.rand_size, 0.0)]
@@ -37,7 +37,7 @@ def views_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
     return lines
 
 
-def parameter_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
+def parameter_lines(config: MSNConfig, anchor: VisionTransformer) -> list[Fact]:
     """Count the parameters of each part; the target has as many as encoder and head."""
     head = sum(parameter.numel() for parameter in anchor.fc.parameters())
     encoder = sum(parameter.numel() for parameter in anchor.parameters()) - head
@@ -47,7 +47,7 @@ def parameter_lines(config: Config, anchor: VisionTransformer) -> list[Fact]:
     return [("parameters", f"{parts}; trained {trained:,}")]
 
 
-def schedule_lines(config: Config, steps_per_epoch: int) -> list[Fact]:
+def schedule_lines(config: MSNConfig, steps_per_epoch: int) -> list[Fact]:
     """List momentum and sharpening at the first and the last step."""
     last = steps_per_epoch * config.optimization.epochs - 1
     momentum = momentum_schedule(config, steps_per_epoch)
@@ -58,7 +58,7 @@ def schedule_lines(config: Config, steps_per_epoch: int) -> list[Fact]:
     ]
 
 
-def cost(config: Config, channels: int, *, bf16: bool) -> Cost:
+def cost(config: MSNConfig, channels: int, *, bf16: bool) -> Cost:
     """Count what one image costs in a step, in the encoders, where nearly all of the cost is."""
     data = config.data
     with torch.device("meta"):
@@ -77,7 +77,7 @@ def patches_of(anchor: VisionTransformer, size: int) -> int:
     return rows * columns
 
 
-def flops_per_image(config: Config, anchor: VisionTransformer) -> float:
+def flops_per_image(config: MSNConfig, anchor: VisionTransformer) -> float:
     """Count the floating-point operations of one image in one step.
 
     Those are the target's forward pass, and the anchor's forward and backward passes.

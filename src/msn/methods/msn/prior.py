@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from msn.config.load import PowerLaw
+from msn.config.sections.msn import PowerLaw
 from msn.methods.msn.losses import log_prior
 from msn.runtime.errors import UserError
 from msn.runtime.files import open_regular
