@@ -11,7 +11,7 @@ from itertools import product
 import torch
 
 from msn.config.sizes import ENCODERS
-from msn.evaluation.linear import LinearLearner
+from msn.evaluation.linear import LinearLearner, Training
 from msn.models.linear import HeadSettings
 from msn.models.vit import build_encoder
 from msn.runtime.devices import use_bf16
@@ -25,12 +25,9 @@ def build(settings: list[HeadSettings], device: torch.device) -> LinearLearner:
     return LinearLearner(
         build_encoder(ENCODERS["deit_small"]).to(device),
         settings,
+        Training(total_steps=1000),
         classes=1000,
-        normalize=True,
-        weight_decay=0.0,
-        total_steps=1000,
         bf16=use_bf16("auto", device),
-        seed=0,
     )
 
 

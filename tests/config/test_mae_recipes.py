@@ -9,7 +9,11 @@ from msn.config.load import load_config
 from msn.methods.mae import MAE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*mae*.yaml"))
+NAMES = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob("*mae*.yaml")
+    if path.parent.name != "eval"
+)
 # Tokens kept and masked, parameters of encoder and of both halves: official code.
 PUBLISHED = {
     "mae_vitb16": (49, 147, 85_798_656, 111_907_840),

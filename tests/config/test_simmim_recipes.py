@@ -9,7 +9,11 @@ from msn.config.load import load_config
 from msn.methods.simmim import SimMIM
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*simmim*.yaml"))
+NAMES = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob("*simmim*.yaml")
+    if path.parent.name != "eval"
+)
 
 
 def read(name: str) -> SimMIMConfig:

@@ -13,7 +13,7 @@ from msn.cli.main import main
 from msn.config.kinds import LinearConfig
 from msn.config.load import load
 from msn.evaluation.accuracy import Result
-from msn.evaluation.linear import LinearLearner
+from msn.evaluation.linear import LinearLearner, Training
 from msn.runtime import checkpoint
 from msn.runtime.errors import RunError, UserError
 from msn.train.learning import linear_evaluation
@@ -238,22 +238,13 @@ def test_released_files_hold_no_epoch_and_a_wrapper_prefix(
 
 
 def test_the_encoder_is_frozen_and_measured_in_evaluation_mode(weights: Path) -> None:
-    from msn.evaluation.linear import LinearLearner
     from msn.interop.reading import read
     from msn.models.linear import HeadSettings
 
     encoder = read(weights).trainable()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    learner = LinearLearner(
-        encoder,
-        [HeadSettings(1.0, 1)],
-        classes=10,
-        normalize=True,
-        weight_decay=0.1,
-        total_steps=3,
-        bf16=False,
-        seed=0,
-    )
+    training = Training(total_steps=3, weight_decay=0.1)
+    learner = LinearLearner(encoder, [HeadSettings(1.0, 1)], training, classes=10, bf16=False)
     images, labels = torch.randn(4, 1, 8, 8), torch.arange(4)
     assert not encoder.training
     learner.train_step(images, labels, 0)

@@ -12,6 +12,7 @@ from msn.config.sections.data import Data, ImageData
 from msn.config.sections.evaluation import (
     AugmentedImages,
     EvaluationLogging,
+    EvaluationMeta,
     FinetuneCriterion,
     FinetuneMeta,
     FinetuneOptimization,
@@ -250,7 +251,7 @@ class EvaluationFile(RunFile):
 
     data: LabeledImages
     logging: EvaluationLogging
-    meta: LinearMeta = LinearMeta()
+    meta: EvaluationMeta = EvaluationMeta()
 
     def notices(self) -> list[str]:
         idle = [key for key in self.NO_EFFECT["meta"] if key in self.meta.model_fields_set]
@@ -260,7 +261,13 @@ class EvaluationFile(RunFile):
 class LinearConfig(EvaluationFile):
     """A linear evaluation."""
 
+    meta: LinearMeta = LinearMeta()
     optimization: LinearOptimization = LinearOptimization()
+
+    def notices(self) -> list[str]:
+        unread = self.meta.protocol == "mae" and "normalize" in self.optimization.model_fields_set
+        note = "without effect in meta.protocol: mae: optimization.normalize"
+        return [*super().notices(), *([note] if unread else [])]
 
 
 class FinetuneConfig(EvaluationFile):

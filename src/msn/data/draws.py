@@ -29,12 +29,14 @@ class ViewKind:
         count: views of this kind per image.
         size: side in pixels.
         scale: smallest and largest area of a crop, as shares of the image.
+        clamp: cut a rectangle that does not fit to the image, in place of drawing another.
     """
 
     name: str
     count: int
     size: int
     scale: tuple[float, float]
+    clamp: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,15 @@ def draw_view(
     width: int,
     scale: tuple[float, float],
     spec: Augmentation,
+    *,
+    clamp: bool = False,
 ) -> Draw:
     """Draw one view of a (height, width) image, always from the same count of random numbers."""
     # Each decision has its own place among the numbers: one switched off moves no other.
     u = generator.random(2 * CROP_TRIES + 15).tolist()
     flip, jitter, gray, blur, radius, top, left = u[:7]
     return Draw(
-        box=crop_box(height, width, scale, u[15:], top, left),
+        box=crop_box(height, width, scale, u[15:], (top, left), clamp=clamp),
         flip=flip < spec.flip,
         jitter=(
             _draw_jitter(spec.color_jitter_strength, u[7:11], u[11:15])
@@ -138,7 +142,13 @@ def draw_view(
 
 
 def crop_box(
-    height: int, width: int, scale: tuple[float, float], tries: list[float], top: float, left: float
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    tries: list[float],
+    place: tuple[float, float],
+    *,
+    clamp: bool = False,
 ) -> Box:
     """Choose a random rectangle of an area and aspect, as torchvision's RandomResizedCrop does.
 
@@ -146,12 +156,16 @@ def crop_box(
         height, width: of the image, in pixels.
         scale: smallest and largest share of the image's area.
         tries: uniform numbers, a pair (area, aspect) for each attempt at a rectangle that fits.
-        top, left: uniform numbers that place it.
+        place: uniform numbers that place it, from top and left.
+        clamp: cut the first attempt to the image, as TensorFlow's crops are.
     """
+    top, left = place
     for i in range(0, len(tries), 2):
         area = height * width * _between(scale, tries[i])
         aspect = math.exp(_between(_LOG_ASPECT, tries[i + 1]))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if clamp:
+            w, h = min(max(w, 1), width), min(max(h, 1), height)
         if 0 < w <= width and 0 < h <= height:
             return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
     # None fits, e.g. in a very long image: the largest centered rectangle of an allowed aspect.

@@ -65,6 +65,7 @@ class RandomCrop:
     flip: float
     seed: int
     interpolation: Interpolation = "bilinear"
+    clamp: bool = False
 
     def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
         view = np.empty((self.size, self.size, image.shape[2]), dtype=np.uint8)
@@ -81,7 +82,7 @@ class RandomCrop:
             blur=0.0,
             interpolation=self.interpolation,
         )
-        return ViewSpec((ViewKind("image", 1, self.size, self.scale),), only_flip)
+        return ViewSpec((ViewKind("image", 1, self.size, self.scale, self.clamp),), only_flip)
 
 
 @dataclass(frozen=True)

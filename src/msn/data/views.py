@@ -56,7 +56,7 @@ def make_views(
     generator = keyed.generator(seed, keyed.Stream.VIEW, epoch, sample)
     views = [view for kind in out.kinds.values() for view in kind]
     draws = [
-        draw_view(generator, height, width, kind.scale, spec.augmentation)
+        draw_view(generator, height, width, kind.scale, spec.augmentation, clamp=kind.clamp)
         for kind in spec.kinds
         for _ in range(kind.count)
     ]

@@ -2,11 +2,15 @@
 
 The protocol of MSN (facts of its official code): class tokens before the final norm, LayerNorm,
 unit length, linear; SGD with Nesterov momentum, a rate that falls as a cosine to 0, random resized
-crops and flips. Several rates and numbers of blocks are tried at once: the encoder runs once for
-all.
+crops and flips. That of MAE (arXiv 2111.06377, appendix A.1): class tokens after the final norm,
+BatchNorm without weights, linear; LARS; crops as TensorFlow draws them. Several rates and numbers
+of blocks are tried at once: the encoder runs once for all.
 """
 
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +19,11 @@ from torch.nn import functional as F
 from msn.config.kinds import LinearConfig
 from msn.data.labeled import CenterCrop, RandomCrop
 from msn.evaluation.job import Job, build_job, read_weights
-from msn.methods.optim import MomentumSGD
-from msn.methods.schedules import cosine
+from msn.methods.optim import LARS, MomentumSGD
+from msn.methods.schedules import warmup_cosine
 from msn.models.encoder import Encoder, Taps
 from msn.models.linear import HeadSettings, LinearHeads
+from msn.models.vit import VisionTransformer
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
 from msn.runtime.devices import use_bf16
@@ -28,56 +33,83 @@ from msn.runtime.keyed import Stream, seed64
 from msn.runtime.wording import counted
 
 
+@dataclass(frozen=True)
+class Training:
+    """What all classifiers have in common.
+
+    Attributes:
+        total_steps: length of the run, at whose end the learning rates are 0.
+        warmup_steps: of these, those in which the rates rise from 0.
+        protocol: whose norm and optimizer.
+        normalize: whether features are scaled to unit length, in MSN's protocol.
+        weight_decay: of the linear layers' weights.
+        seed: of the initial weights.
+    """
+
+    total_steps: int
+    warmup_steps: float = 0.0
+    protocol: Literal["msn", "mae"] = "msn"
+    normalize: bool = True
+    weight_decay: float = 0.0
+    seed: int = 0
+
+
 class LinearLearner:
     """The classifiers, each with its learning rate, on top of one frozen encoder.
 
     Args:
         encoder: on the device that all computes on.
         settings: of each classifier.
+        training: of all.
         classes: number of classes.
-        normalize: whether features are scaled to unit length.
-        weight_decay: of the linear layers' weights.
-        total_steps: over which the learning rates fall to 0.
         bf16: whether the encoder computes under bfloat16 autocast.
-        seed: of the initial weights.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         settings: list[HeadSettings],
+        training: Training,
         *,
         classes: int,
-        normalize: bool,
-        weight_decay: float,
-        total_steps: int,
         bf16: bool,
-        seed: int,
     ) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
         self.device = encoder.device
-        self.settings, self.total_steps, self.bf16 = settings, total_steps, bf16
-        self.blocks = max(each.num_blocks for each in settings)
+        self.settings, self.bf16 = settings, bf16
+        mae = training.protocol == "mae"
+        blocks = max(each.num_blocks for each in settings)
+        self.taps = Taps(blocks, norm=mae and isinstance(encoder, VisionTransformer))
         self.heads = LinearHeads(
             settings,
             dim=encoder.embed_dim,
             classes=classes,
-            normalize=normalize,
-            seed=seed64(seed, Stream.INIT),
+            normalize=training.normalize and not mae,
+            batch_norm=mae,
+            seed=seed64(training.seed, Stream.INIT),
         ).to(self.device)
         self.replica = collectives.replicated(self.heads)
-        self.optimizer = MomentumSGD(self._groups(weight_decay))
+        groups = self._groups(training.weight_decay)
+        self.optimizer = LARS(groups) if mae else MomentumSGD(groups)
+        self.rate = partial(
+            warmup_cosine,
+            warmup=training.warmup_steps,
+            total=training.total_steps,
+            start=0.0,
+            final=0.0,
+        )
 
     @property
     def names(self) -> list[str]:
         return [str(each) for each in self.settings]
 
     def learning_rate(self, step: int) -> float:
-        return cosine(step, total=self.total_steps, start=self.settings[0].lr, final=0.0)
+        return self.rate(step, peak=self.settings[0].lr)
 
     def train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        self.heads.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(step, total=self.total_steps, start=group["peak"], final=0.0)
+            group["lr"] = self.rate(step, peak=group["peak"])
         logits = self.replica(self.features(images))
         count = len(self.settings)
         rows = F.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
@@ -88,14 +120,14 @@ class LinearLearner:
         return losses.detach()
 
     def logits(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.heads(self.features(images))
+        logits: Tensor = self.heads.eval()(self.features(images))
         return logits
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Compute class tokens of as many last blocks as are needed: float32 (B, blocks * D)."""
+        """Compute class tokens of as many last blocks as are needed: (B, blocks * D)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.encoder.features(images, Taps(self.blocks)).float()
+            return self.encoder.features(images, self.taps).to(images.dtype)
 
     def state(self) -> State:
         return {CLASSIFIER: self.heads.state_dict(), "opt": self.optimizer.state_dict()}
@@ -107,7 +139,8 @@ class LinearLearner:
         checkpoint.load_weights(self.heads, weights, path=found.path, key=CLASSIFIER, finite=alone)
         if not any(all(map(all_finite, head.state_dict().values())) for head in self.heads.heads):
             raise checkpoint.unusable(found.path, CLASSIFIER, "not one of them is finite")
-        moments = resumable.moments(found, self.optimizer, MomentumSGD.MOMENTS, finite=alone)
+        names = self.optimizer.MOMENTS
+        moments = resumable.moments(found, self.optimizer, names, finite=alone)
         self.optimizer.load_state_dict(moments)
 
     def _groups(self, weight_decay: float) -> list[dict[str, object]]:
@@ -137,11 +170,17 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
             f"optimization.num_blocks {max(optimization.num_blocks)} is more than the"
             f" {counted(most, 'block')} of the encoder that features are read from; lower it"
         )
+    protocol = config.meta.protocol
     job = build_job(
         config,
         weights,
         train_view=RandomCrop(
-            data.image_size, data.crop_scale, data.flip, seed, data.interpolation
+            data.image_size,
+            data.crop_scale,
+            data.flip,
+            seed,
+            data.interpolation,
+            clamp=protocol == "mae",
         ),
         val_view=CenterCrop(data.image_size, data.interpolation),
         batch_size=optimization.batch_size,
@@ -151,10 +190,14 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
     return job, LinearLearner(
         weights.trainable().to(device),
         [HeadSettings(*pair) for pair in product(optimization.lr, optimization.num_blocks)],
+        Training(
+            job.total_steps,
+            optimization.warmup * job.steps_per_epoch,
+            protocol,
+            optimization.normalize,
+            optimization.weight_decay,
+            seed,
+        ),
         classes=job.classes,
-        normalize=optimization.normalize,
-        weight_decay=optimization.weight_decay,
-        total_steps=job.total_steps,
         bf16=use_bf16(config.meta.precision, device),
-        seed=seed,
     )

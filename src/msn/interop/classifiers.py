@@ -1,8 +1,9 @@
 """Fine-tuned checkpoints and linear heads as part of an encoder's weights.
 
-A linear evaluation reads the class token before the final norm through a norm of its own. That norm
-takes the place of the encoder's, so that encoder and linear layer together give the same logits.
-(Its epsilon is 1e-5, the encoder's 1e-6: a relative 5e-6 / variance of the token.)
+MSN's linear evaluation reads the class token before the final norm through a norm of its own. That
+norm takes the place of the encoder's, so that encoder and linear layer together give the same
+logits. (Its epsilon is 1e-5, the encoder's 1e-6: a relative 5e-6 / variance of the token.) MAE's
+reads it behind the final norm, through a BatchNorm that becomes part of the linear layer.
 """
 
 import math
@@ -15,7 +16,8 @@ import torch
 from msn.interop import valid
 from msn.interop.architecture import digest, section
 from msn.interop.official import normalization_of
-from msn.interop.weights import Classifier, Weights, weights_from
+from msn.interop.weights import Classifier, Tensors, Weights, weights_from
+from msn.models.linear import BATCH_NORM_EPS
 from msn.runtime import checkpoint
 from msn.runtime.checkpoint import CLASSIFIER
 from msn.runtime.errors import UserError
@@ -62,30 +64,33 @@ def with_linear_head(weights: Weights, path: Path) -> Weights:
         UserError: the file is of no linear evaluation, or was trained on another encoder; or the
             classifier sees more than the last block.
     """
-    if "norm.weight" not in weights.encoder:
-        raise UserError(
-            f"{path}: a linear classifier of an evaluation normalizes features first, for which a"
-            " ResNet has no place; fine-tune with meta.trained_blocks, or train one elsewhere"
-        )
     state = checkpoint.load(path, CLASSIFIER)
     tensors = valid.dense(state[CLASSIFIER], f"{path}: '{CLASSIFIER}'")
     if digest(weights.encoder) != state.get("weights"):
         raise UserError(f"{path}: was trained on another encoder; give the one that it was for")
     number = _best(state, path)
-    names = ("norm.weight", "norm.bias", "linear.weight", "linear.bias")
-    try:
-        parts = {name: tensors[f"heads.{number}.{name}"] for name in names}
-    except KeyError:
-        raise UserError(f"{path}: not of a linear evaluation, it has no heads.{number}") from None
-    if parts["norm.weight"].shape != weights.encoder["norm.weight"].shape:
+    prefix = f"heads.{number}."
+    parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    if not {"linear.weight", "linear.bias"} <= parts.keys():
+        raise UserError(f"{path}: not of a linear evaluation, it has no heads.{number}")
+    if parts["linear.weight"].shape[1:] != (weights.architecture.size.embed_dim,):
         raise UserError(
             f"{path}: its best classifier (number {number + 1}) sees several blocks, the forms to"
             " export to see the last; evaluate with optimization.num_blocks=1"
         )
-    norm = {name: tensor for name, tensor in parts.items() if name.startswith("norm.")}
-    settings = section(section(state, "config", path), "optimization", path)
-    unit_length = settings.get("normalize") is not False
-    classifier = Classifier(parts["linear.weight"], parts["linear.bias"], unit_length)
+    norm: Tensors = {}
+    if "norm.running_var" in parts:
+        classifier = _without_batch_norm(parts)
+    elif "norm.weight" in weights.encoder:
+        norm = {name: tensor for name, tensor in parts.items() if name.startswith("norm.")}
+        settings = section(section(state, "config", path), "optimization", path)
+        unit_length = settings.get("normalize") is not False
+        classifier = Classifier(parts["linear.weight"], parts["linear.bias"], unit_length)
+    else:
+        raise UserError(
+            f"{path}: this linear classifier normalizes features first, for which a ResNet has no"
+            " place; evaluate with meta.protocol=mae, or fine-tune with meta.trained_blocks"
+        )
     return weights_from(
         weights.encoder | norm | weights.head,
         path=path,
@@ -120,6 +125,13 @@ def without_unit_length(weights: Weights, where: Path) -> Weights:
     norm = {"norm.weight": torch.ones_like(scale), "norm.bias": shift}
     folded = Classifier(classifier.weight / length, classifier.bias)
     return replace(weights, encoder=weights.encoder | norm, classifier=folded)
+
+
+def _without_batch_norm(parts: Tensors) -> Classifier:
+    """Fold a BatchNorm without weights into the linear layer behind it."""
+    scale = (parts["norm.running_var"] + BATCH_NORM_EPS).rsqrt()
+    weight = parts["linear.weight"] * scale
+    return Classifier(weight, parts["linear.bias"] - weight @ parts["norm.running_mean"])
 
 
 def _best(state: dict[str, Any], path: Path) -> int:

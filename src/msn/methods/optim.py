@@ -88,3 +88,42 @@ class MomentumSGD(torch.optim.Optimizer):
                     state["steps"] = torch.zeros_like(parameter)
                 steps = state["steps"].mul_(self.momentum).add_(move)
                 parameter.add_(move.add_(steps, alpha=self.momentum) if self.nesterov else steps)
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with a step in proportion to each weight's norm (arXiv 1708.03888), as in MAE's probe.
+
+    A gradient, with its weight decay, is scaled by trust * |weight| / |gradient| before it enters
+    the momentum; the learning rate scales what comes out. Parameters of one dimension are neither
+    decayed nor scaled, nor is anything scaled where either norm is 0.
+
+    Args:
+        groups: parameter groups with their "lr" and, where there is one, "weight_decay".
+        momentum: share of the sum so far that is kept.
+        trust: length of a step over that of the weight, at a learning rate of 1.
+    """
+
+    MOMENTS = ("momentum",)
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, momentum: float = 0.9, trust: float = 0.001
+    ) -> None:
+        self.momentum, self.trust = momentum, trust
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step, leaving the gradients as they are."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if parameter.ndim > 1:
+                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
+                    norms = parameter.norm(), gradient.norm()
+                    ratio = self.trust * norms[0] / norms[1]
+                    gradient *= torch.where(norms[0] * norms[1] > 0, ratio, 1.0)
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].mul_(self.momentum).add_(gradient)
+                parameter.add_(state["momentum"], alpha=-group["lr"])

@@ -25,13 +25,16 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         if collectives.world_size() == 1 or not self.training:
             return super().forward(input)
-        x = input.to(self.weight.dtype)  # statistics are never taken in half precision
+        assert self.running_mean is not None
+        x = input.to(self.running_mean.dtype)  # statistics are never taken in half precision
         mean = collectives.mean(x.mean(dim=0))
         centered = x - mean
         variance = collectives.mean(centered.square().mean(dim=0))
         _count(self, mean.detach(), variance.detach(), len(x) * collectives.world_size())
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias, centered, scale).to(input.dtype)
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return (centered * scale).to(input.dtype)
+        return torch.addcmul(self.bias, centered, self.weight * scale).to(input.dtype)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from msn.models.batch_norm import BatchNorm
+
+BATCH_NORM_EPS = 1e-6  # MAE's
+
 
 class HeadSettings(NamedTuple):
     """What tells one linear classifier from another."""
 
-    lr: float  # at the first step
+    lr: float  # at its highest
     num_blocks: int  # whose class tokens it sees
 
     def __str__(self) -> str:
@@ -18,21 +22,30 @@ class HeadSettings(NamedTuple):
 
 
 class LinearHead(nn.Module):
-    """LayerNorm, unit length, linear: (B, D) -> (B, classes).
+    """Norm, unit length, linear: (B, D) -> (B, classes).
 
     Args:
         dim: width D of the features.
         classes: number of classes.
         normalize: whether to scale to unit length.
+        batch_norm: whether the norm is a BatchNorm without weights, as in MAE, or a LayerNorm.
         generator: of the initial weights, normal with deviation 0.01; biases are 0.
     """
 
     def __init__(
-        self, dim: int, classes: int, *, normalize: bool, generator: torch.Generator | None = None
+        self,
+        dim: int,
+        classes: int,
+        *,
+        normalize: bool,
+        batch_norm: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.normalize = normalize
-        self.norm = nn.LayerNorm(dim)
+        self.norm = (
+            BatchNorm(dim, eps=BATCH_NORM_EPS, affine=False) if batch_norm else nn.LayerNorm(dim)
+        )
         self.linear = nn.Linear(dim, classes)
         nn.init.normal_(self.linear.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.linear.bias)
@@ -55,7 +68,7 @@ class LinearHeads(nn.Module):
         settings: of each classifier.
         dim: width D of one class token.
         classes: number of classes.
-        normalize: whether features are scaled to unit length.
+        normalize, batch_norm: of each, see `LinearHead`.
         seed: of the initial weights.
     """
 
@@ -66,6 +79,7 @@ class LinearHeads(nn.Module):
         dim: int,
         classes: int,
         normalize: bool,
+        batch_norm: bool = False,
         seed: int,
     ) -> None:
         super().__init__()
@@ -75,6 +89,7 @@ class LinearHeads(nn.Module):
                 width,
                 classes,
                 normalize=normalize,
+                batch_norm=batch_norm,
                 generator=torch.Generator().manual_seed(seed),
             )
             for width in self.widths

@@ -94,7 +94,7 @@ class AugmentedImages(LabeledImages):
     """Share of the resized image's side that the crop for measuring keeps."""
 
 
-class LinearMeta(RunMeta):
+class EvaluationMeta(RunMeta):
     """The encoder, and how a run starts."""
 
     model_name: AnyModelName | None = None
@@ -117,7 +117,16 @@ class LinearMeta(RunMeta):
     """No effect; data is read where it is."""
 
 
-class FinetuneMeta(LinearMeta):
+class LinearMeta(EvaluationMeta):
+    """The encoder, whose protocol, and how a run starts."""
+
+    protocol: Literal["msn", "mae"] = "msn"
+    """msn reads class tokens before the final norm, through a LayerNorm, and takes SGD with
+    Nesterov momentum; mae reads them after it, through a BatchNorm without weights, takes LARS, and
+    cuts a crop that does not fit to the image in place of drawing another."""
+
+
+class FinetuneMeta(EvaluationMeta):
     """The encoder, what is trained of it, and how a run starts."""
 
     pool: Literal["cls", "patches"] = "cls"
@@ -139,29 +148,39 @@ class EvaluationLogging(RunLogging):
     """Also write TensorBoard event files."""
 
 
-class LinearOptimization(Section):
-    """SGD with Nesterov momentum of the linear classifiers, its rate falling as a cosine to 0."""
+class EvaluationOptimization(Section):
+    """Length and warm-up of a run."""
 
     epochs: Million = 100
     """Length of the run."""
+    warmup: EpochSpan = 0.0
+    """Epochs of linear warm-up from 0 to lr."""
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        if self.warmup > self.epochs:
+            rule = f"{self.warmup:g} epochs are longer than the run of {self.epochs}"
+            yield "warmup", f"{rule}; lower it or raise optimization.epochs"
+
+
+class LinearOptimization(EvaluationOptimization):
+    """The optimizer of the linear classifiers, its rate falling as a cosine to 0."""
+
     batch_size: Million = 256
     """Images per process and step."""
     lr: Rates = (6.4,)
-    """Learning rate at the first step (the official 6.4 is for 8,192 images a step); of a list,
-    each trains classifiers of its own on the same features."""
+    """Highest learning rate (the official 6.4 of MSN is for 8,192 images a step, that of MAE for
+    16,384); of a list, each trains classifiers of its own on the same features."""
     num_blocks: Counts = (1,)
     """How many last blocks give their class token; of a list, each is combined with each lr."""
     weight_decay: NonNegative = 0.0
     """Of the weights of the linear layer."""
     normalize: bool = True
-    """Scale the features to unit length before the linear layer."""
+    """Scale the features to unit length before the linear layer; no effect in MAE's protocol."""
 
 
-class FinetuneOptimization(Section):
+class FinetuneOptimization(EvaluationOptimization):
     """AdamW with layer-wise learning rates, warm-up and cosine."""
 
-    epochs: Million = 100
-    """Length of the run."""
     batch_size: Million = 64
     """Images per process and micro-batch."""
     accumulate: Few = 1
@@ -180,11 +199,6 @@ class FinetuneOptimization(Section):
     """Largest gradient norm; null does not clip."""
     ema: BelowOne | None = None
     """Momentum of a moving average of the weights, which then is measured; null has none."""
-
-    def _problems(self) -> Iterator[tuple[str, str]]:
-        if self.warmup > self.epochs:
-            rule = f"{self.warmup:g} epochs are longer than the run of {self.epochs}"
-            yield "warmup", f"{rule}; lower it or raise optimization.epochs"
 
 
 class FinetuneCriterion(Section):
