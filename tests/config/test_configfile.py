@@ -382,3 +382,71 @@ def test_whatever_is_given_the_error_is_one_line(content: bytes, override: str, 
     path = write(content)
     assert outcome(path).isprintable()
     assert outcome(path, override).isprintable()
+
+
+class TestExtends:
+    """A file takes over the keys of another one, which its errors go on naming by file and line."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Path:
+        (tmp_path / "below").mkdir()
+        (tmp_path / "base.yaml").write_text(
+            "data: {source: digits, flip: 0.25, rand_crop_scale: [0.5, 1.0]}\n"
+            "logging: {folder: runs/base}\n"
+            "meta:\n"
+            "  encoder: {patch_size: 4, embed_dim: 8, depth: 1, num_heads: 2}\n"
+            "optimization: {epochs: 7, warmup: 2, lr: 0.5}\n",
+            encoding="utf-8",
+        )
+        (tmp_path / "below/middle.yaml").write_text(
+            "extends: ../base.yaml\noptimization: {lr: 0.25}\n"
+            "meta:\n  encoder: {patch_size: 2, embed_dim: 16, depth: 3, num_heads: 4}\n",
+            encoding="utf-8",
+        )
+        return tmp_path
+
+    def write(self, place: Path, text: str) -> Path:
+        path = place / "own.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def test_what_is_not_given_is_taken_over(self, place: Path) -> None:
+        text = "extends: below/middle.yaml\nmeta:\ndata: {rand_crop_scale: [0.3, 1]}\n"
+        config = load(MSNConfig, self.write(place, text), ["optimization.warmup=1"])
+        assert config.optimization.epochs == 7  # from two files below
+        assert config.optimization.lr == 0.25  # from one
+        assert config.optimization.warmup == 1
+        assert config.data.rand_crop_scale == (0.3, 1.0)
+        assert config.data.flip == 0.25
+        assert config.meta.encoder is not None
+        assert config.meta.encoder.depth == 3  # a key replaces the whole of that key
+        written = place / "written.yaml"
+        written.write_text(config.dump_yaml(), encoding="utf-8")
+        assert "extends" not in written.read_text("utf-8")
+        assert load_config(written) == config
+
+    def test_errors_name_the_file_of_the_key(self, place: Path) -> None:
+        path = self.write(place, "extends: base.yaml\ndata: {focal_views: -1}\n")
+        text = (place / "base.yaml").read_text("utf-8").replace("lr: 0.5", "lr: -1")
+        (place / "base.yaml").write_text(text, encoding="utf-8")
+        message = refusal(path)
+        assert "own.yaml:2: data.focal_views = -1" in message
+        assert "base.yaml:5: optimization.lr = -1" in message
+        assert "base.yaml" not in refusal(path, "optimization.lr=1")
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("extends: other.yaml", "own.yaml:1: extends: other.yaml: cannot be read (No such"),
+            ("extends: own.yaml", "own.yaml:1: extends: own.yaml is a file that this one extends"),
+            ("extends: [a]", 'own.yaml:1: extends = ["a"]: must be the path of a YAML file'),
+            ("data: {extends: base.yaml}", "data.extends: unknown key"),
+        ],
+    )
+    def test_what_cannot_be_extended(self, place: Path, text: str, said: str) -> None:
+        assert said in refusal(self.write(place, text))
+
+    def test_circle_over_two_files(self, place: Path) -> None:
+        (place / "base.yaml").write_text("extends: below/middle.yaml\n", encoding="utf-8")
+        said = "base.yaml:1: extends: below/middle.yaml is a file that this one extends; remove it"
+        assert said in refusal(self.write(place, "extends: below/middle.yaml\n"))

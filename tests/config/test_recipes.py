@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from msn.config.kinds import MSNConfig
+from msn.config.kinds import Config, MSNConfig
 from msn.config.load import load, load_config
 from msn.methods.msn.build import build_anchor
 from msn.methods.msn.plan import patches_of
@@ -89,7 +89,7 @@ def test_plans_can_be_made_and_runs_do_not_share_a_folder(path: Path, tmp_path: 
     for image in range(256):
         (tmp_path / "train" / f"{image}.png").touch()  # a plan reads names only
     config = load_config(path, [f"data.root_path={tmp_path}"])
-    assert isinstance(config, MSNConfig)
+    assert isinstance(config, Config)
     assert Path(config.logging.folder).name == path.stem
     plan = describe(config, torch.device("cpu"))
     assert f"{config.optimization.epochs} epochs" in plan

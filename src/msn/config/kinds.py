@@ -31,7 +31,7 @@ from msn.config.sections.simmim import (
     SimMIMOptimization,
     mask_problems,
 )
-from msn.config.yaml_file import EXPONENT_FLOAT, FLOAT_TAG
+from msn.config.yaml_file import EXPONENT_FLOAT, EXTENDS, FLOAT_TAG
 
 
 class _Dumper(yaml.SafeDumper):
@@ -89,6 +89,11 @@ class ConfigFile(Section):
     def json_schema(cls) -> dict[str, Any]:
         """Build the JSON schema of this kind of config file, for editors."""
         schema = cls.model_json_schema()
+        schema["properties"][EXTENDS] = {
+            "description": "Another config file, relative to this one, whose keys it takes over.",
+            "type": "string",
+        }
+        schema.pop("required", None)  # of a file alone: what is missing may be in the other
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

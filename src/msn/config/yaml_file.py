@@ -19,6 +19,8 @@ from msn.runtime.files import open_regular
 
 MAX_BYTES = 64 * 1024
 MAX_PROBLEMS = 10
+EXTENDS = "extends"
+"""Key of a file for another one, relative to its folder, whose keys it takes over."""
 INT_TAG = "tag:yaml.org,2002:int"
 INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
 FLOAT_TAG = "tag:yaml.org,2002:float"
@@ -90,18 +92,52 @@ class Document:
 
 
 def read(path: str | Path) -> Document:
-    """Read a YAML file whose top level is a mapping.
+    """Read a YAML file whose top level is a mapping, and the file that it `extends`, if any.
+
+    A section of the extended file keeps the keys that are not given anew.
 
     Raises:
-        UserError: unreadable, too large, not UTF-8, not YAML, an alias, empty, a key given twice.
+        UserError: unreadable, too large, not UTF-8, not YAML, an alias, empty, a key given twice,
+            a file that extends itself.
     """
-    name = str(path)
+    document, files = _read_alone(str(path)), [Path(path)]
+    while EXTENDS in document.values:
+        other, place = document.values.pop(EXTENDS), document.places.pop((EXTENDS,))
+        if not isinstance(other, str) or not other:
+            raise _error(place, f"{EXTENDS} = {_shown(other)}: must be the path of a YAML file")
+        base = files[-1].parent / other
+        if base.resolve() in [file.resolve() for file in files]:
+            raise _error(place, f"{EXTENDS}: {other} is a file that this one extends; remove it")
+        files.append(base)
+        document = _overlaid(_read_alone(str(base), f"{place}: {EXTENDS}: "), document)
+    return document
+
+
+def _overlaid(base: Document, over: Document) -> Document:
+    """Put the keys of a document over those of the one that it extends."""
+    values, places = dict(base.values), dict(base.places)
+    for section, keys in over.values.items():
+        old = values.get(section)
+        if isinstance(old, dict) and (isinstance(keys, dict) or keys is None):
+            values[section] = {**old, **(keys or {})}
+            gone: set[KeyPath] = {(section, key) for key in keys or ()}
+        else:
+            values[section] = keys
+            gone = {(section,)}
+        places = {path: at for path, at in places.items() if gone.isdisjoint((path[:1], path[:2]))}
+    return Document(over.name, values, {**places, **over.places})
+
+
+def _read_alone(name: str, asked: str = "") -> Document:
+    """Read a file without what it extends; `asked` tells in an error where its name stands."""
     try:
-        with open_regular(path) as stream:
+        with open_regular(name) as stream:
             content = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise _error(name, f"cannot be read ({reason}); give the path of a YAML file") from None
+        raise _error(
+            f"{asked}{name}", f"cannot be read ({reason}); give the path of a YAML file"
+        ) from None
     if len(content) > MAX_BYTES:
         raise _error(name, f"is larger than {MAX_BYTES // 1024} KiB; give a config file")
     try:
