@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from msn.evaluation.frozen import load_encoder
     from msn.interop.pretraining import MSNForPreTraining
-    from msn.train.api import evaluate, pretrain
+    from msn.train.api import evaluate, pretrain, reconstruct
 
 __version__ = "0.1.0"
-__all__ = ["MSNForPreTraining", "evaluate", "load_encoder", "pretrain"]
+__all__ = ["MSNForPreTraining", "evaluate", "load_encoder", "pretrain", "reconstruct"]
 
 _HOMES = {
     "MSNForPreTraining": "msn.interop.pretraining",
     "evaluate": "msn.train.api",
     "load_encoder": "msn.evaluation.frozen",
     "pretrain": "msn.train.api",
+    "reconstruct": "msn.train.api",
 }
 
 

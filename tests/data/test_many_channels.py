@@ -11,7 +11,7 @@ import pytest
 
 from msn.cli.main import main
 from msn.evaluation.frozen import load_encoder
-from msn.visualize.contact_sheet import GAP, HEADER
+from msn.visualize.sheet import GAP, HEADER
 from tests.support.experiments import write_tiny
 from tests.support.labeled import values, write
 

@@ -7,7 +7,8 @@ import pytest
 from msn.cli.main import main
 from msn.config.load import load_config
 from msn.data.image import ArrayImage
-from msn.visualize.contact_sheet import DROPPED, GAP, HEADER, LEAST, PAPER, contact_sheet
+from msn.visualize.contact_sheet import DROPPED, contact_sheet
+from msn.visualize.sheet import GAP, HEADER, LEAST, PAPER
 
 RECIPE = Path(__file__).parents[2] / "configs/pretrain/msn_vits16.yaml"
 

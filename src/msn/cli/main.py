@@ -30,6 +30,11 @@ COMMANDS = {
         "pretrain", "pre-train a Vision Transformer with Masked Siamese Networks", runs.add_pretrain
     ),
     "views": Command("views", "draw the views that a config makes of an image", files.add_views),
+    "visualize reconstruction": Command(
+        "visualize_reconstruction",
+        "draw held-out images, masked and filled in by MAE or SimMIM",
+        files.add_reconstruction,
+    ),
     "export": Command(
         "export", "write weights for other software, or release a whole run", files.add_export
     ),

@@ -55,11 +55,7 @@ class Bench(NamedTuple):
         """
         train, val = self.open("train"), self.open("val")
         splits = labeled_splits(train, val, max_images=max_images)
-        if len(train) == len(val) and _first_stamp(train) == _first_stamp(val):
-            raise UserError(
-                "the images have no val split: training and held-out images would be the same;"
-                " put them into folders train and val (data.root_path, data.image_folder)"
-            )
+        require_held_out(train, val)
         for note in splits.notes:
             print(f"note: {note}")
         return splits
@@ -156,6 +152,19 @@ def beside(weights: str | Path, ending: str) -> Path:
     for suffix in (".tar", ".pth", ".pt"):
         stem = stem.removesuffix(suffix)
     return path.with_name(f"{stem}-{ending}")
+
+
+def require_held_out(train: Source, val: Source) -> None:
+    """Refuse two splits that are the same images.
+
+    Raises:
+        UserError: says where to put held-out images.
+    """
+    if len(train) == len(val) and _first_stamp(train) == _first_stamp(val):
+        raise UserError(
+            "the images have no val split: training and held-out images would be the same;"
+            " put them into folders train and val (data.root_path, data.image_folder)"
+        )
 
 
 def _first_stamp(source: Source) -> str:

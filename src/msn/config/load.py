@@ -23,6 +23,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return load(Config, path, overrides)
 
 
+def stated_config(values: Mapping[str, Any], where: str) -> Config:
+    """Check the config of a pre-training that a file states.
+
+    Raises:
+        UserError: as `load` does, naming `where` it stands.
+    """
+    return _validated(kind_of(Config, values), Document(where, dict(values), {}))
+
+
 def kind_of(kind: type[File], values: Mapping[str, Any]) -> type[File]:
     """Find the class of a pre-training's file by the method that it names, MSN where none is."""
     meta = values.get("meta")

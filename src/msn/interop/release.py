@@ -16,7 +16,7 @@ from msn.runtime.files import new_folder, replacing, writing
 
 SUMS = "SHA256SUMS"
 NEEDED = ("encoder", "target_encoder", "prototypes", "opt", "step", "config")
-EXTRAS = ("{tag}_r*.csv", "{tag}-probe.csv", "{tag}-report.json", "{tag}-report.png")
+EXTRAS = ("{tag}_r*.csv", "{tag}-probe.csv", "{tag}-report.*", "{tag}-reconstruction.*")
 
 
 def write(folder: Path, path: Path) -> None:

@@ -29,6 +29,20 @@ class Output(NamedTuple):
     details: Any = None
 
 
+class Reconstruction(NamedTuple):
+    """The pixels that a method predicts of images of which its encoder saw a part.
+
+    Attributes:
+        masked: (B, H, W) bool, whether a pixel was hidden.
+        pixels: (B, C, H, W) normalized, predicted everywhere; those seen had no loss.
+        given: what of the original, beside the pixels seen, went into them; empty for nothing.
+    """
+
+    masked: Tensor
+    pixels: Tensor
+    given: str = ""
+
+
 class Cost(NamedTuple):
     """What an image of a step costs.
 
@@ -106,6 +120,13 @@ class Method(nn.Module, ABC):
     def probed(encoder: Encoder, images: Tensor) -> Tensor:
         """Compute the features (B, D) that the probe measures; by default the class token."""
         return encoder.features(images)
+
+    def reconstruction(self, images: Tensor, step: int) -> Reconstruction | None:
+        """Predict the pixels of normalized images (B, C, H, W), masked as at a step.
+
+        By default None: the method predicts no pixels.
+        """
+        return None
 
     def after_step(self, step: int) -> None:
         """Do what follows an optimizer step, such as moving a target; by default nothing."""

@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from msn.config.kinds import Config, MAEConfig
 from msn.config.sections.mae import MAEOptimization
 from msn.data.batch import Views
-from msn.methods.base import Cost, Fact, Output, activation_bytes
+from msn.methods.base import Cost, Fact, Output, Reconstruction, activation_bytes
 from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.schedules import Schedules, mae_schedules
 from msn.models.mae_decoder import Decoder, init_encoder
+from msn.models.mask_units import enlarged
 from msn.models.masking import Kept, keep_lowest, kept_patches, keyed_noise
-from msn.models.patches import patchify
+from msn.models.patches import patchify, unpatchify
 from msn.models.vit import PatchEmbed, VisionTransformer, build_encoder
 from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
@@ -160,6 +161,17 @@ class MAE(ImageMethod):
         patches = patchify(images, self.patch_size)
         return normalized(patches) if self.norm_pix_loss else patches
 
+    def reconstruction(self, images: Tensor, step: int) -> Reconstruction:
+        kept, grid = self.draw_kept(images, step), self.backbone.grid(*images.shape[-2:])
+        patches = self.decoder(self.backbone.tokens(images, kept.indices), kept).to(images.dtype)
+        if self.norm_pix_loss:
+            patches = denormalized(patches, patchify(images, self.patch_size))
+        return Reconstruction(
+            enlarged(kept.masked.unflatten(1, grid), self.patch_size),
+            unpatchify(patches, self.patch_size, grid),
+            "mean and deviation of each patch" if self.norm_pix_loss else "",
+        )
+
     def draw_kept(self, images: Tensor, step: int) -> Kept:
         """Draw the patches that stay, for each image of this process by its place in the step."""
         rows, columns = self.backbone.grid(*images.shape[-2:])
@@ -176,6 +188,12 @@ def normalized(patches: Tensor) -> Tensor:
     """Bring each patch to mean 0 and variance 1 over all its values: (..., values)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + VARIANCE_EPS).sqrt()
+
+
+def denormalized(patches: Tensor, original: Tensor) -> Tensor:
+    """Give normalized patches mean and deviation of the original ones: (..., values)."""
+    variance, mean = torch.var_mean(original, dim=-1, keepdim=True)
+    return patches * (variance + VARIANCE_EPS).sqrt() + mean
 
 
 def masked_error(prediction: Tensor, target: Tensor, masked: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from msn.config.kinds import Config, SimMIMConfig
 from msn.config.sections.simmim import SimMIMOptimization
 from msn.data.batch import Views
-from msn.methods.base import Cost, Fact, Output
+from msn.methods.base import Cost, Fact, Output, Reconstruction
 from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.pixel_losses import focal_frequency, masked_focal_l1, masked_l1
 from msn.methods.schedules import Schedules, simmim_rate
@@ -165,6 +165,11 @@ class SimMIM(ImageMethod):
         with record_function("decoder forward"):
             pixels = self.decoder(maps)
         return pixels, maps.detach().mean(dim=(2, 3))
+
+    def reconstruction(self, images: Tensor, step: int) -> Reconstruction:
+        units = self.draw_units(images, step)
+        pixels, _ = self.reconstruct(images, units)
+        return Reconstruction(enlarged(units, self.masking.unit), pixels.to(images.dtype))
 
     def loss_of(self, pixels: Tensor, images: Tensor, units: Tensor) -> Tensor:
         """Compute the loss of reconstructed pixels (B, C, H, W)."""

@@ -19,7 +19,7 @@ from msn.runtime.sharding import whole
 from msn.runtime.wording import aligned, counted
 from msn.train.build import Parts, build_parts
 from msn.train.plan import facts, notes
-from msn.train.probe import Probe, is_due, whole_encoder
+from msn.train.probe import Probe, is_due, whole_encoder, whole_method
 from msn.train.resuming import BEGINNING, resume
 from msn.train.runlog import COLUMNS, PROBE_COLUMNS, RunLog
 from msn.train.step import StepResult, train_step
@@ -143,9 +143,9 @@ class Pretraining:
         )
         self.log.close()
         if self.config.logging.probe and self.config.logging.probe.report:
-            encoder = whole_encoder(self.config, self.parts)
+            method = whole_method(self.config, self.parts)
             if self.probe:
-                self.probe.report(encoder, self.folder, self.tag)
+                self.probe.report(method, self.folder, self.tag)
 
 
 def batches(config: Config, parts: Parts, start: int, workers: int = 0) -> Iterator[Batch]:

@@ -1,20 +1,24 @@
 """Measure the encoder on labeled images, during training and at its end."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from msn.config.kinds import Config
 from msn.config.protocol import PROTOCOL
 from msn.data.batch import normalize
 from msn.data.classes import labeled_splits
+from msn.data.labeled import evenly_spaced
 from msn.data.sources import open_source
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import PIXELS, EvalSet, encode_all, evaluation_images, raw_pixels
 from msn.evaluation.knn import knn
+from msn.methods import Method
 from msn.models.encoder import Encoder
 from msn.runtime import collectives
 from msn.runtime.errors import UserError
@@ -22,7 +26,10 @@ from msn.runtime.log import logger
 from msn.runtime.sharding import is_sharded, whole
 from msn.train.build import Parts
 from msn.train.runlog import csv_path
+from msn.visualize.reconstruction import PICTURED, reconstruct, write
 from msn.visualize.report import Representation, write_report
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class Probe:
@@ -83,14 +90,17 @@ class Probe:
         )
         return result.top1
 
-    def report(self, encoder: Encoder, folder: Path, tag: str) -> None:
-        """Report raw pixels, untrained and trained encoder: log a table; write JSON and PNG."""
+    def report(self, method: Method, folder: Path, tag: str) -> None:
+        """Report raw pixels, untrained and trained encoder: log a table; write JSON and PNG.
+
+        Of a method that predicts pixels also draw held-out images as it fills them in.
+        """
         untrained = self.parts.built_anew(self.config).encoder.to(self.parts.device)
         small = self._images(min(self.config.image_size, PIXELS))
         representations = [
             Representation("raw pixels", *(raw_pixels(split.images) for split in small)),
             Representation("untrained encoder", *self._features(untrained)),
-            Representation("trained encoder", *self._features(encoder)),
+            Representation("trained encoder", *self._features(method.encoder)),
         ]
         own = self.settings
         protocol = PROTOCOL._replace(k=own.k, temperature=own.temperature)
@@ -107,6 +117,10 @@ class Probe:
                 skipped=self.unreadable.found,
             )
         )
+        shown = self.val.images[evenly_spaced(len(self.val.images), PICTURED)]
+        found = reconstruct(method, shown, self.parts.mean, self.parts.std)
+        if found:
+            write(folder / f"{tag}-reconstruction.png", found)
 
     def _features(self, encoder: Encoder) -> tuple[Tensor, Tensor]:
         """Compute the features of both splits, and put the encoder back into its mode."""
@@ -152,12 +166,21 @@ def whole_encoder(config: Config, parts: Parts) -> Encoder:
     All processes call this; those that share with rank 0 get an encoder without data.
     """
     encoder = parts.model.encoder
-    if not is_sharded(encoder):
-        return encoder
-    weights = whole(encoder.state_dict())
+    return _whole(encoder, lambda: parts.built_anew(config).encoder, parts.device)
+
+
+def whole_method(config: Config, parts: Parts) -> Method:
+    """Give rank 0 the method to use alone, as `whole_encoder` gives the encoder."""
+    return _whole(parts.model, lambda: parts.built_anew(config), parts.device)
+
+
+def _whole(part: Part, anew: Callable[[], Part], device: torch.device) -> Part:
+    if not is_sharded(part):
+        return part
+    weights = whole(part.state_dict())
     with torch.device("meta"):
-        copy = parts.built_anew(config).encoder
+        copy = anew()
     if collectives.rank() == 0:
         copy.load_state_dict(weights, assign=True)
-        copy.to(parts.device)
+        copy.to(device)
     return copy

@@ -1,8 +1,8 @@
 """Draw the views of an image side by side."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-import cv2
 import numpy as np
 
 from msn.config.kinds import Config, MSNConfig
@@ -13,11 +13,8 @@ from msn.methods import method_of
 from msn.methods.msn.model import RANDOM
 from msn.models.masking import random_keep
 from msn.runtime.keyed import Stream, seed64
+from msn.visualize.sheet import GAP, PAPER, framed, heading, magnification, on_paper
 
-GAP = 8  # pixels between views
-HEADER = 24
-LEAST = 96  # side that the views of a small encoder are magnified to, px
-PAPER = 200  # gray: white views have an edge on it, as black ones have
 DROPPED = 0.2  # brightness of a dropped patch
 
 Pictures = dict[str, list[np.ndarray]]
@@ -47,8 +44,7 @@ def contact_sheet(config: Config, image: Image, *, epochs: int) -> np.ndarray:
         if isinstance(config, MSNConfig):
             pictures[RANDOM] = [_masked(config, view, epoch) for view in pictures[RANDOM]]
         rows.append(_row(pictures))
-    sheet = np.concatenate([_header(rows[0].shape[1], pictures), *rows])
-    return np.pad(sheet, ((0, 0), (GAP, 0), (0, 0)), constant_values=PAPER)
+    return on_paper([heading(rows[0].shape[1], _names(pictures)), *rows])
 
 
 def _masked(config: MSNConfig, view: np.ndarray, step: int) -> np.ndarray:
@@ -66,10 +62,11 @@ def _masked(config: MSNConfig, view: np.ndarray, step: int) -> np.ndarray:
 
 
 def _row(pictures: Pictures) -> np.ndarray:
-    zoom, side = _zoom(pictures), _side(pictures)
-    framed = [_framed(view, zoom) for views in pictures.values() for view in views]
-    large = [view for view in framed if len(view) == side * zoom + GAP]
-    small = framed[len(large) :]
+    side = _side(pictures)
+    zoom = magnification(side)
+    pieces = [framed(view, zoom) for views in pictures.values() for view in views]
+    large = [view for view in pieces if len(view) == side * zoom + GAP]
+    small = pieces[len(large) :]
     stacked = max(1, len(large[0]) // len(small[0])) if small else 1  # small ones above each other
     columns = [small[i : i + stacked] for i in range(0, len(small), stacked)]
     blocks = large + [np.concatenate(column) for column in columns]
@@ -82,29 +79,14 @@ def _side(pictures: Pictures) -> int:
     return len(next(iter(pictures.values()))[0])
 
 
-def _zoom(pictures: Pictures) -> int:
-    """Choose how much to magnify the views so that their names fit above them."""
-    return -(-LEAST // _side(pictures))
-
-
-def _framed(view: np.ndarray, zoom: int) -> np.ndarray:
-    """Convert a view to RGB, from its first three channels, with a margin right and below."""
-    rgb = view[..., :3] if view.shape[2] >= 3 else np.repeat(view[..., :1], 3, axis=2)
-    large = rgb.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    return np.pad(large, ((0, GAP), (0, GAP), (0, 0)), constant_values=PAPER)
-
-
 def _filled(block: np.ndarray, height: int) -> np.ndarray:
     missing = height - len(block)
     return np.pad(block, ((0, missing), (0, 0), (0, 0)), constant_values=PAPER)
 
 
-def _header(width: int, pictures: Pictures) -> np.ndarray:
-    """Draw the names of the kinds of views, each above the first view of its kind."""
-    header = np.full((HEADER, width, 3), PAPER, np.uint8)
-    step, left = _side(pictures) * _zoom(pictures) + GAP, 0
+def _names(pictures: Pictures) -> Iterator[tuple[int, str]]:
+    """Place the name of each kind of views above the first view of its kind."""
+    side, left = _side(pictures), 0
     for name, views in pictures.items():
-        where = (left, HEADER - 8)
-        cv2.putText(header, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        left += step * len(views)
-    return header
+        yield left, name
+        left += (side * magnification(side) + GAP) * len(views)

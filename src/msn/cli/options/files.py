@@ -107,6 +107,35 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reconstruction(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `visualize reconstruction`."""
+    add = parser.add_argument
+    add(
+        "--weights",
+        required=True,
+        type=path,
+        metavar="FILE",
+        help="checkpoint of a pre-training by MAE or SimMIM",
+    )
+    add(
+        "--fname",
+        type=path,
+        metavar="CONFIG",
+        help="config file whose data section names the images; left out, that of the training",
+    )
+    add("--out", required=True, type=path, metavar="PNG", help="picture to write, and .json")
+    add("--images", type=few, default=8, metavar="N", help="number of images, of the val split")
+    add("--step", type=whole, default=0, metavar="N", help="masks as at step N of the training")
+    add("--device", default="auto", help="where to compute: auto, cpu, cuda:0, ...")
+    add("--skip-bad", action="store_true", help="go on without the images that cannot be read")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="data.key=value",
+        help="values that say which images to take: data.root_path=...",
+    )
+
+
 def add_draw(parser: argparse.ArgumentParser) -> None:
     """Add the options of `subsets draw`."""
     add = parser.add_argument

@@ -40,7 +40,8 @@ class Probe(Section):
     max_images: Count | None = 10_000
     """At most this many images of each split, which are kept in memory; null takes all."""
     report: bool = False
-    """At the end, print a low-shot table and draw loss curve and neighbors."""
+    """At the end, print a low-shot table and draw loss curve, neighbors and, of a method that
+    predicts pixels, reconstructions."""
 
     def images(self) -> dict[str, str]:
         """Give the keys of `data` that the probe replaces; they are not validated together."""
