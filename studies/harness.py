@@ -37,11 +37,13 @@ class Run:
         changes: `section.key=value` texts, applied to the recipe.
         measure: trains and gives scores; called again for the test images, when all is trained.
         recipe: its config file, if not the study's.
+        paper: what stands in the paper, to compare orders.
     """
 
     changes: tuple[str, ...] = ()
     measure: Callable[[Config, Splits], Scores] = trained
     recipe: Path | None = None
+    paper: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> int:
             for name in options.run:
                 (test if options.test else run)(study, name, seed)
         if options.report:
-            print(write_report(study.results / study.name, study.about, list(study.runs)))
+            papers = {name: run.paper for name, run in study.runs.items()}
+            print(write_report(study.results / study.name, study.about, papers))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

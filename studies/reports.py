@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ Table = dict[str, dict[str, list[float]]]
 PARTS = {"validation": "Validation part of the training images", "test": "Test images"}
 
 
-def write_report(folder: Path, about: str, order: Sequence[str]) -> str:
+def write_report(folder: Path, about: str, papers: Mapping[str, str]) -> str:
     """Write `report.md` and `report.png` to the folder of the JSON files; give the text.
 
     Args:
         about: head of the text.
-        order: of the runs; those without a file have no row.
+        papers: of the runs in their order what stands in the paper; without a file there is no row.
 
     Raises:
         UserError: there is no file.
@@ -27,8 +27,10 @@ def write_report(folder: Path, about: str, order: Sequence[str]) -> str:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     if not found:
         raise UserError(f"{folder}: holds no results; first --run some")
-    tables = {part: collect(found, order, part) for part in PARTS}
-    parts = [f"{PARTS[part]}:\n\n{markdown(table)}" for part, table in tables.items() if table]
+    tables = {part: collect(found, papers, part) for part in PARTS}
+    parts = [
+        f"{PARTS[part]}:\n\n{markdown(table, papers)}" for part, table in tables.items() if table
+    ]
     text = "\n\n".join([f"{about} Accuracy in %, ± over the seeds.", *parts])
     with replacing(folder / "report.md") as path:
         path.write_text(text + "\n", encoding="utf-8")
@@ -36,7 +38,7 @@ def write_report(folder: Path, about: str, order: Sequence[str]) -> str:
     return text
 
 
-def collect(found: Sequence[dict[str, Any]], order: Sequence[str], part: str) -> Table:
+def collect(found: Sequence[dict[str, Any]], order: Iterable[str], part: str) -> Table:
     """Gather the scores on a part of the images, runs in the order given."""
     table: Table = {}
     for name in order:
@@ -47,13 +49,15 @@ def collect(found: Sequence[dict[str, Any]], order: Sequence[str], part: str) ->
     return table
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, papers: Mapping[str, str]) -> str:
     """Write a table with mean and spread over the seeds (sample standard deviation)."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    rows = [["", *columns, "seeds"], ["---"] * (len(columns) + 2)]
+    ends = ["seeds", "paper"] if any(papers.values()) else ["seeds"]
+    rows = [["", *columns, *ends], ["---"] * (1 + len(columns) + len(ends))]
     for name, row in table.items():
         cells = [_cell(row[column]) if column in row else "" for column in columns]
-        rows.append([name, *cells, str(max(map(len, row.values())))])
+        last = [str(max(map(len, row.values()))), papers[name]]
+        rows.append([name, *cells, *last[: len(ends)]])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
