@@ -93,19 +93,17 @@ def main(arguments: list[str]) -> None:
     views = DigitViews()
     torch.manual_seed(0)
     model = msn.MSNForPreTraining(
+        {
+            "criterion": {"num_proto": 24, "start_sharpen": 0.2, "final_sharpen": 0.2},
+            "data": {"channels": 1, "rand_size": SIZE, "focal_size": FOCAL_SIZE, "patch_drop": 0.3},
+            "meta": {
+                "encoder": {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4},
+                "hidden_dim": 128,
+                "output_dim": 32,
+            },
+            "optimization": {"ema": [0.9, 1.0], "schedule_stretch": 1.0},
+        },
         total_steps=options.epochs * (len(views) // BATCH),
-        patch_size=4,
-        embed_dim=64,
-        depth=6,
-        num_heads=4,
-        image_size=SIZE,
-        in_chans=1,
-        hidden_dim=128,
-        out_dim=32,
-        num_prototypes=24,
-        sharpening=0.2,
-        momentum=(0.9, 1.0),
-        patch_drop=0.3,
     )
     optimizer = build_optimizer(model.msn.parameter_groups())
     for group in optimizer.param_groups:

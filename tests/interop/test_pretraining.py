@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,19 +19,20 @@ from msn.runtime.keyed import Stream, seed64
 pytestmark = pytest.mark.slow
 
 
-def tiny(seed: int = 0) -> MSNForPreTraining:
+def tiny(seed: int = 0, **changes: Any) -> MSNForPreTraining:
     torch.manual_seed(seed)
     return msn.MSNForPreTraining(
+        {
+            "criterion": {"num_proto": 6},
+            "data": {"rand_size": 16, "focal_size": 8, "patch_drop": 0.5},
+            "meta": {
+                "encoder": {"patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 4},
+                "hidden_dim": 32,
+                "output_dim": 8,
+            },
+            **changes,
+        },
         total_steps=10,
-        patch_size=4,
-        embed_dim=48,
-        depth=2,
-        num_heads=4,
-        image_size=16,
-        hidden_dim=32,
-        out_dim=8,
-        num_prototypes=6,
-        patch_drop=0.5,
     )
 
 
@@ -93,6 +95,15 @@ def test_views_that_are_no_normalized_images_are_refused() -> None:
             model(**views | change)
 
 
+def test_settings_are_those_of_a_config_file() -> None:
+    model = tiny(criterion={"num_proto": 4, "prior": "power_law", "use_sinkhorn": False})
+    assert model.msn.loss_settings.sinkhorn_iterations == 0
+    weights = torch.arange(1, 5).double() ** -0.25
+    torch.testing.assert_close(model.msn.log_prior.double().exp(), weights / weights.sum())
+    with pytest.raises(UserError, match=r"settings: criterion.num_protos: unknown key; did you"):
+        tiny(criterion={"num_protos": 4})
+
+
 def test_the_target_follows_after_each_step() -> None:
     model = tiny()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -101,7 +112,7 @@ def test_the_target_follows_after_each_step() -> None:
         model(**batch()).loss.backward()
         optimizer.step()
         model.after_step()
-        momentum = 0.996 + 0.004 * step / 10
+        momentum = 0.996 + 0.004 * step / 12.5  # of 10 steps, stretched by 1.25
         expected = momentum * before + (1 - momentum) * model.msn.anchor.pos_embed
         torch.testing.assert_close(model.msn.target.pos_embed, expected)
     assert int(model.step) == 3
@@ -115,7 +126,8 @@ def test_save_and_load_keep_every_bit(tmp_path: Path) -> None:
     assert int(loaded.step) == 1
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert json.loads((tmp_path / "config.json").read_text())["patch_drop"] == 0.5
+    settings = json.loads((tmp_path / "config.json").read_text())["settings"]
+    assert settings["data"]["patch_drop"] == 0.5
     loaded.train()
     assert torch.equal(model(**batch()).loss, loaded(**batch()).loss)
     for each in (model, loaded):  # with the momentum of the same step

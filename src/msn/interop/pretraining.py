@@ -1,31 +1,22 @@
 """`MSNForPreTraining`: MSN as one module in the style of Hugging Face, for any trainer."""
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from msn.config.sections.msn import MSNCriterion, MSNData, MSNMeta, MSNOptimization
-from msn.config.sizes import ENCODERS, EncoderSize
+from msn.config.load import stated_config
 from msn.data.inputs import NORMALIZE, require_normalized
 from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop.weights import Weights, weights_from
-from msn.methods.msn.build import draw_prototypes
-from msn.methods.msn.losses import LossSettings, log_prior
 from msn.methods.msn.model import MSN, views_of
-from msn.methods.schedules import linear
-from msn.models.head import projection_head
-from msn.models.masking import Masking
-from msn.models.vit import build_encoder
 from msn.runtime.errors import UserError
 
-# The defaults of a config file are those of the module.
-META, CRITERION, OPTIMIZATION = MSNMeta(), MSNCriterion(), MSNOptimization()
-VIEWS = MSNData(source="digits")  # the one source that needs no place
-SIZE = ENCODERS[str(META.model_name)]
+NOT_ITS_OWN = {"data": {"source": "digits"}, "logging": {"folder": "unused"}}
+"""What a config file needs and a module does not: images, and a place to write to."""
 
 
 class PreTrainingOutput(NamedTuple):
@@ -58,70 +49,23 @@ class MSNForPreTraining(
     To evaluate, take `encoder_weights().build()`.
 
     Args:
-        total_steps: optimizer steps of the training, over which the momentum grows.
-        patch_size: side of a patch in pixels.
-        embed_dim: width of the encoder.
-        depth: number of its blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of a block's MLP over `embed_dim`.
-        image_size: side in pixels of target and random views.
-        in_chans: channels of an image.
-        drop_path_rate: stochastic depth of the last block.
-        hidden_dim: hidden width of the projection head.
-        out_dim: width of its output and of a prototype.
-        num_prototypes: number of prototypes.
-        temperature: of the anchors' assignment.
-        sharpening: T of the targets, p^(1/T).
-        momentum: of the target at the first and after the last step.
-        sinkhorn_iterations: 0 leaves the targets unbalanced.
-        memax_weight: weight of the regularizer.
-        patch_drop: share of patches that random views lose.
-        seed: of the masks.
+        settings: the sections criterion, data, meta and optimization of a config file, each with
+            the keys that differ from the defaults; data.channels null means 3.
+        total_steps: optimizer steps of the training, in place of optimization.epochs; the momentum
+            grows over optimization.schedule_stretch times as many.
+
+    Raises:
+        UserError: a key that there is not, or a value that it cannot have.
     """
 
     step: Tensor
 
-    def __init__(
-        self,
-        *,
-        total_steps: int,
-        patch_size: int = META.patch_size,
-        embed_dim: int = SIZE.embed_dim,
-        depth: int = SIZE.depth,
-        num_heads: int = SIZE.num_heads,
-        mlp_ratio: float = SIZE.mlp_ratio,
-        image_size: int = VIEWS.rand_size,
-        in_chans: int = 3,
-        drop_path_rate: float = META.drop_path_rate,
-        hidden_dim: int = META.hidden_dim,
-        out_dim: int = META.output_dim,
-        num_prototypes: int = CRITERION.num_proto,
-        temperature: float = CRITERION.temperature,
-        sharpening: float = CRITERION.start_sharpen,
-        momentum: tuple[float, float] = OPTIMIZATION.ema,
-        sinkhorn_iterations: int = CRITERION.sinkhorn_iterations,
-        memax_weight: float = CRITERION.memax_weight,
-        patch_drop: float = VIEWS.patch_drop,
-        seed: int = META.seed,
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Mapping[str, Any]], total_steps: int) -> None:
         super().__init__()
-        size = EncoderSize(patch_size, embed_dim, depth, num_heads, mlp_ratio)
-        self.num_heads = num_heads
-        self.msn = MSN(
-            build_encoder(
-                size,
-                image_size=image_size,
-                in_chans=in_chans,
-                drop_path_rate=drop_path_rate,
-                head=projection_head(embed_dim, hidden_dim, out_dim, batch_norm=True),
-            ),
-            draw_prototypes(num_prototypes, out_dim),
-            log_prior(num_prototypes),
-            loss=LossSettings(temperature, sinkhorn_iterations, memax_weight),
-            masking=Masking(patch_drop, seed=seed),
-            sharpening=lambda step: sharpening,
-            momentum=partial(linear, total=total_steps, start=momentum[0], final=momentum[1]),
-        )
+        own = {name: {**settings.get(name, {}), **keys} for name, keys in NOT_ITS_OWN.items()}
+        steps = {"optimization": {**settings.get("optimization", {}), "epochs": 1, "warmup": 0}}
+        config = stated_config({**settings, **own, **steps}, "settings")
+        self.msn = MSN.build(config, config.data.channels or 3, total_steps)
         # In the state dict as a tensor; read as a number, which asks no device to wait.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._step = 0
@@ -187,7 +131,7 @@ class MSNForPreTraining(
         return weights_from(
             tensors,
             path=Path("MSNForPreTraining"),
-            num_heads=self.num_heads,
+            num_heads=self.msn.target.num_heads,
             prototypes=self.msn.prototypes.detach().clone(),
             normalization=normalization,
         )
