@@ -48,6 +48,7 @@ def describe(weights: Weights) -> str:
         "projection head" * bool(weights.head),
         counted(len(weights.prototypes), "prototype") if weights.prototypes is not None else "",
         counted(len(weights.classifier.bias), "class") if weights.classifier else "",
+        weights.pixels.description if weights.pixels else "",
     ]
     return "\n".join(
         (

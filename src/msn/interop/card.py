@@ -9,31 +9,41 @@ METHODS = {
     "mae": "Masked Autoencoders (https://arxiv.org/abs/2111.06377)",
     "simmim": "SimMIM (https://arxiv.org/abs/2111.09886)",
 }
+PREDICTED = {
+    "ViTMAEForPreTraining": "logits  # of all patches; outputs.mask is 1 where they were not seen",
+    "ViTForMaskedImageModeling": "reconstruction  # give bool_masked_pos to the model, too",
+}
+"""What classes that predict pixels give."""
 LICENCE = """\
 The license of the weights is for those who trained them to say: add it here. Weights derived from
 those that the authors of the paper released stay under CC BY-NC 4.0."""
 
 
-def huggingface(weights: Weights) -> str:
-    """Compose the model card, README.md, of a folder for transformers."""
+def huggingface(weights: Weights, name: str) -> str:
+    """Compose the model card, README.md, of a folder for transformers.
+
+    `name` is the class that loads it.
+    """
     resnet = isinstance(weights.architecture.size, ResNetSize)
-    kind = "ResNet" if resnet else "ViTMSN"
-    name = f"{kind}ForImageClassification" if weights.classifier else f"{kind}Model"
     token = "outputs.pooler_output.flatten(1)" if resnet else "outputs.last_hidden_state[:, 0]"
-    takes = "outputs.logits" if weights.classifier else token
+    takes = f"features = {token}"
+    if weights.classifier:
+        takes = "logits = outputs.logits"
+    elif name in PREDICTED:
+        takes = f"pixels = outputs.{PREDICTED[name]}"
     code = f"""\
 from transformers import AutoImageProcessor, {name}
 
 processor = AutoImageProcessor.from_pretrained("FOLDER")
 model = {name}.from_pretrained("FOLDER")
 outputs = model(**processor(images=image, return_tensors="pt"))
-features = {takes}
+{takes}
 """
     note = """\
 `last_hidden_state` is taken after the final layer norm. The low-shot and linear evaluations of the
 paper read the class token before it: `output_hidden_states=True`, then `hidden_states[-1][:, 0]`.
 """
-    return _card(weights, "transformers", code, "" if weights.classifier or resnet else note)
+    return _card(weights, "transformers", code, note if name == "ViTMSNModel" else "")
 
 
 def timm(weights: Weights, name: str) -> str:
@@ -69,9 +79,11 @@ optimizer, config and log. `SHA256SUMS` holds the hash of each file.
 
 
 def _method(weights: Weights) -> str:
-    """Name the pre-training: the config's, else MSN, whose official files hold no config."""
+    """Name the pre-training: the config's, or what the parts beside the encoder tell."""
     method = section(weights.config, "meta", weights.path).get("method")
-    if method is None and not isinstance(weights.architecture.size, ResNetSize):
+    if method is None and weights.pixels:
+        method = "mae" if weights.pixels.mae else "simmim"
+    if method is None and (weights.head or weights.prototypes is not None):
         method = "msn"
     return METHODS.get(str(method), "not known")
 

@@ -1,23 +1,24 @@
 """Hugging Face folders: `config.json`, `model.safetensors`, `preprocessor_config.json`.
 
-A ViT is written as ViTMSN, under the parameter names of transformers 4, which version 5 reads, too,
-and read under either, also as ViT (which DINO's are, too) or ViTMAE. A ResNet is one on both sides.
-Neither needs transformers.
+A ViT is written as ViTMSN, with MAE's decoder as ViTMAE, under the names of transformers 4, which
+version 5 reads, too, and read under either, also as ViT, which DINO's are. A ResNet is one on both
+sides. Neither needs transformers.
 """
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization
 from msn.data.views import eval_short_side
-from msn.interop import card, resnets, valid
+from msn.interop import card, pixels, resnets, valid
+from msn.interop import huggingface_names as names
+from msn.interop.architecture import Architecture
 from msn.interop.classifiers import without_unit_length
+from msn.interop.pixels import Pixels
 from msn.interop.tensorfile import read_json, read_tensors
 from msn.interop.weights import (
     Classifier,
@@ -34,17 +35,17 @@ from msn.runtime.files import new_folder, write_json
 MODEL_TYPE = "vit_msn"
 PREFIX = "vit."
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-PIXELS = {"mask_token": "vit.embeddings.mask_token"}
-"""Names of what reconstructs pixels, where they differ there."""
+MASK_TOKEN = "embeddings.mask_token"
+DECODER = "decoder."
 FIXED = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6}
 """What every MSN encoder has; a folder with other values is of another model."""
 SMALL_EPS = 1e-12
 """Default of ViT and ViTMAE there; the trainings had 1e-6, as MSN. Beside the variance of a trained
 token neither is anything that float32 keeps."""
 LEFT_OUT = {
-    MODEL_TYPE: ("embeddings.mask_token",),  # its masking by replacement, not MSN's
-    "vit": ("embeddings.mask_token", "pooler.", "decoder."),
-    "vit_mae": ("decoder.",),
+    MODEL_TYPE: (MASK_TOKEN,),  # its masking by replacement, not MSN's
+    "vit": (MASK_TOKEN, "pooler.", DECODER),
+    "vit_mae": (DECODER,),
     resnets.MODEL_TYPE: (),
 }
 """Parts beside the encoder by `model_type` of folders that can be read."""
@@ -59,6 +60,14 @@ OTHERS = {
     "swin": "has windows of attention",
 }
 """Models alike, and how they differ."""
+MAE = {
+    "decoder_hidden_size": "decoder_dim",
+    "decoder_num_hidden_layers": "decoder_depth",
+    "decoder_num_attention_heads": "decoder_heads",
+    "mask_ratio": "mask_ratio",
+    "norm_pix_loss": "norm_pix_loss",
+}
+"""Keys of ViTMAE's config about its decoder, and our names of them."""
 FACTS = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -70,40 +79,12 @@ FACTS = {
 }
 """Keys of the config by our names of what they say."""
 
-OUTER = {
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm",
-}
-BLOCK_4 = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.q": "attention.attention.query",
-    "attn.k": "attention.attention.key",
-    "attn.v": "attention.attention.value",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-BLOCK_5 = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.q": "attention.q_proj",
-    "attn.k": "attention.k_proj",
-    "attn.v": "attention.v_proj",
-    "attn.proj": "attention.o_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-"""Official names and those of a layer of transformers, by major version; it splits q, k, v."""
-
 
 def write(folder: Path, weights: Weights) -> None:
     """Write a folder that `from_pretrained` of ViTMSN, ResNet and the Auto classes read.
 
-    With SimMIM's token and decoder, and without classifier, it is one of
-    `ViTForMaskedImageModeling`.
+    With MAE's decoder it is one of `ViTMAEForPreTraining`, with SimMIM's token and decoder of
+    `ViTForMaskedImageModeling`; a classifier comes before both.
 
     Raises:
         UserError: the encoder has a convolutional stem, which ViTMSN has not, or groups or wider
@@ -117,14 +98,15 @@ def write(folder: Path, weights: Weights) -> None:
     else:
         tensors, config = _of_vit(weights, size, folder)
     if weights.classifier:
-        names = [f"LABEL_{label}" for label in range(len(weights.classifier.bias))]
-        config["id2label"] = {str(label): name for label, name in enumerate(names)}
-        config["label2id"] = {name: label for label, name in enumerate(names)}
+        labels = [f"LABEL_{label}" for label in range(len(weights.classifier.bias))]
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / CONFIG, config)
         write_json(temporary / PREPROCESSOR, _preprocessor(weights))
-        (temporary / "README.md").write_text(card.huggingface(weights), encoding="utf-8")
+        readme = card.huggingface(weights, config["architectures"][0])
+        (temporary / "README.md").write_text(readme, encoding="utf-8")
 
 
 def _of_vit(weights: Weights, size: EncoderSize, folder: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -134,18 +116,33 @@ def _of_vit(weights: Weights, size: EncoderSize, folder: Path) -> tuple[Tensors,
             f"{folder}: ViTMSN of Hugging Face has no convolutional stem, which this encoder has;"
             " export to official or onnx"
         )
-    tensors = to_huggingface(weights.encoder)
+    tensors = names.to_huggingface(weights.encoder)
     config = _config(weights, size)
     if weights.classifier:
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
         tensors |= {f"classifier.{n}": t for n, t in weights.classifier.tensors().items()}
         config["architectures"] = ["ViTMSNForImageClassification"]
     elif weights.pixels:
-        tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
-        tensors |= {PIXELS.get(name, name): tensor for name, tensor in weights.pixels.items()}
-        config["architectures"] = ["ViTForMaskedImageModeling"]
-        config |= {"model_type": "vit", "encoder_stride": size.patch_size}
+        beside, more = _of_pixels(weights.pixels, size.patch_size)
+        tensors = {PREFIX + name: tensor for name, tensor in tensors.items()} | beside
+        config |= more
     return tensors, config
+
+
+def _of_pixels(found: Pixels, patch_size: int) -> tuple[Tensors, dict[str, Any]]:
+    """Give the tensors of what predicts pixels, and what it adds to the config."""
+    decoder, mae = found.parts["decoder"], found.mae
+    if mae is None:
+        tensors = {PREFIX + MASK_TOKEN: found.parts["mask"]["mask_token"]}
+        config: dict[str, Any] = {"model_type": "vit", "encoder_stride": patch_size}
+        config["architectures"] = ["ViTForMaskedImageModeling"]
+    else:
+        tensors = {}
+        config = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"]}
+        config |= {theirs: getattr(mae, ours) for theirs, ours in MAE.items()}
+        config["decoder_intermediate_size"] = len(decoder["blocks.0.mlp.fc1.bias"])
+        decoder = names.to_huggingface(decoder, names.DECODER)
+    return tensors | {DECODER + name: tensor for name, tensor in decoder.items()}, config
 
 
 def _of_resnet(weights: Weights, size: ResNetSize, folder: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -171,7 +168,7 @@ def read(folder: Path) -> Weights:
     kind = _model_type(config, path)
     named = valid.dense(dict(read_tensors(folder)), str(folder))
     weights = _read_resnet(named, config, folder) if kind == resnets.MODEL_TYPE else None
-    weights = weights or _read_vit(named, config, LEFT_OUT[kind], folder)
+    weights = weights or _read_vit(named, config, folder)
     labels = config.get("id2label")
     if weights.classifier and isinstance(labels, dict):
         require_facts(weights, {"id2label": len(labels)}, {"id2label": "classes"}, path)
@@ -196,22 +193,50 @@ def _read_resnet(named: Tensors, config: dict[str, Any], folder: Path) -> Weight
     return weights
 
 
-def _read_vit(
-    named: Tensors, config: dict[str, Any], left_out: tuple[str, ...], folder: Path
-) -> Weights:
+def _read_vit(named: Tensors, config: dict[str, Any], folder: Path) -> Weights:
     """Read what a folder of a ViT holds, but for the parts that are left out."""
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
-    tensors = {name: t for name, t in tensors.items() if not name.startswith(left_out)}
+    bare = {name.removeprefix(PREFIX): tensor for name, tensor in named.items()}
+    left_out = LEFT_OUT[config["model_type"]]
+    tensors = {name: tensor for name, tensor in bare.items() if not name.startswith(left_out)}
     weight, bias = tensors.pop("classifier.weight", None), tensors.pop("classifier.bias", None)
     weights = weights_from(
-        from_huggingface(tensors, folder),
+        names.from_huggingface(tensors, folder),
         path=folder,
         num_heads=config.get("num_attention_heads", 12),
         classifier=Classifier(weight, bias) if weight is not None and bias is not None else None,
         normalization=_normalization(folder),
     )
     require_facts(weights, config, FACTS, folder / CONFIG)
-    return weights
+    return replace(weights, pixels=_read_pixels(bare, config, weights.architecture, folder))
+
+
+def _read_pixels(
+    tensors: Tensors, config: dict[str, Any], architecture: Architecture, folder: Path
+) -> Pixels | None:
+    """Read what predicts pixels: the decoder of ViTMAE, or of ViTForMaskedImageModeling.
+
+    Raises:
+        UserError: ViTMAE's does not fit its encoder, or is not what the config says.
+    """
+    decoder = {n.removeprefix(DECODER): t for n, t in tensors.items() if n.startswith(DECODER)}
+    if not decoder:
+        return None
+    if config["model_type"] != "vit_mae":
+        parts = {"decoder": decoder, "mask": {"mask_token": tensors.get(MASK_TOKEN)}}
+        return pixels.find(parts, architecture, {}, folder) if MASK_TOKEN in tensors else None
+    parts = {"decoder": names.from_huggingface(decoder, folder, names.DECODER)}
+    said = {"norm_pix_loss": False, **{ours: config[k] for k, ours in MAE.items() if k in config}}
+    found = pixels.find(parts, architecture, said, folder)
+    if found is None or found.mae is None:
+        raise UserError(f"{folder}: its decoder.* do not fit its encoder; get the folder anew")
+    for key, ours in MAE.items():
+        fact = getattr(found.mae, ours)
+        if ours not in pixels.UNSEEN and config.get(key, fact) != fact:
+            raise UserError(
+                f"{folder / CONFIG}: {key} is {shown(config[key])}, but the tensors beside it are"
+                f" of {fact}; get the folder anew"
+            )
+    return found
 
 
 def _model_type(config: dict[str, Any], path: Path) -> str:
@@ -229,69 +254,6 @@ def _model_type(config: dict[str, Any], path: Path) -> str:
         if config.get(key, value) != value and not eps_alike:
             raise UserError(f"{path}: {key} {shown(repr(config[key]))} is not MSN's {value!r}")
     return kind
-
-
-def to_huggingface(encoder: Tensors) -> Tensors:
-    """Rename the tensors of an encoder without head as transformers 4 does."""
-    renamed: Tensors = {}
-    for name, tensor in encoder.items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(.+?)(?:\.(weight|bias))?", name)
-        if not block:
-            renamed[_outer(name, OUTER)] = tensor
-            continue
-        number, part, kind = block.groups()
-        if part == "attn.qkv":
-            for third, values in zip("qkv", tensor.chunk(3), strict=True):
-                theirs = f"encoder.layer.{number}.{BLOCK_4[f'attn.{third}']}.{kind}"
-                renamed[theirs] = values.contiguous()
-        else:
-            renamed[f"encoder.layer.{number}.{BLOCK_4[part]}.{kind}"] = tensor
-    return renamed
-
-
-def from_huggingface(tensors: Tensors, path: Path) -> Tensors:
-    """Rename tensors of transformers 4 or 5 to the official names.
-
-    Unknown names stay as they are.
-
-    Raises:
-        UserError: queries, keys and values of a block are not of one shape; `path` is named.
-    """
-    renamed: Tensors = {}
-    thirds: dict[str, dict[str, Tensor]] = {}
-    outer = {theirs: ours for ours, theirs in OUTER.items()}
-    for name, tensor in tensors.items():
-        block = re.fullmatch(r"(encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)", name)
-        if not block:
-            renamed[_outer(name, outer)] = tensor
-            continue
-        stack, number, part, kind = block.groups()
-        names = {
-            theirs: ours for ours, theirs in (BLOCK_5 if stack == "layers" else BLOCK_4).items()
-        }
-        ours = names.get(part)
-        if ours is None:
-            renamed[name] = tensor
-        elif ours in ("attn.q", "attn.k", "attn.v"):
-            thirds.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[ours] = tensor
-        else:
-            renamed[f"blocks.{number}.{ours}.{kind}"] = tensor
-    for name, parts in thirds.items():
-        shapes = {(tuple(part.shape), part.dtype) for part in parts.values()}
-        if len(shapes) > 1 or () in dict(shapes):
-            raise UserError(
-                f"{path}: {name}: query, key and value have the shapes"
-                f" {', '.join(str(shape) for shape, _ in shapes)}, must be one; get the folder anew"
-            )
-        if len(parts) == 3:  # else it is missing, and said to be
-            renamed[name] = torch.cat([parts[f"attn.{third}"] for third in "qkv"])
-    return renamed
-
-
-def _outer(name: str, names: dict[str, str]) -> str:
-    """Translate a name outside the blocks: all of it, or what is before `.weight` or `.bias`."""
-    stem, _, kind = name.rpartition(".")
-    return names.get(name) or (f"{names[stem]}.{kind}" if stem in names else name)
 
 
 def _config(weights: Weights, size: EncoderSize) -> dict[str, Any]:

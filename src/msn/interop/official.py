@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization
-from msn.interop import valid
+from msn.interop import pixels, valid
 from msn.interop.architecture import section
-from msn.interop.weights import Tensors, Weights, weights_from
+from msn.interop.weights import Weights, weights_from
 from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 
@@ -41,33 +41,19 @@ def from_state(
         normalization=normalization_of(state, path),
         config=section(state, "config", path),
     )
-    return replace(weights, pixels=_pixels(state, weights, path))
-
-
-def _pixels(state: dict[str, Any], weights: Weights, path: Path) -> Tensors:
-    """Find SimMIM's mask token and decoder beside a plain ViT; without them give nothing."""
-    size, channels, _, form = weights.architecture
-    patch = size.patch_size if isinstance(size, EncoderSize) else None
-    if form or not patch or not {"mask", "decoder"} <= state.keys():
-        return {}
-    width = size.embed_dim
-    parts = [valid.dense(state[key], f"{path}: '{key}'") for key in ("mask", "decoder")]
-    pixels = parts[0] | {f"decoder.{name}": tensor for name, tensor in parts[1].items()}
-    values = channels * patch**2
-    shapes = {
-        "mask_token": (1, 1, width),
-        "decoder.0.weight": (values, width, 1, 1),
-        "decoder.0.bias": (values,),
-    }
-    return pixels if {name: tuple(t.shape) for name, t in pixels.items()} == shapes else {}
+    parts = {key: state[key] for key in pixels.KEYS if isinstance(state.get(key), dict)}
+    beside = pixels.find(parts, weights.architecture, pixels.said_of(state, path), path)
+    return replace(weights, pixels=beside)
 
 
 def write(path: Path, weights: Weights) -> None:
-    """Write a file like the released ones: the target encoder and, if there are any, prototypes.
+    """Write a file like the released ones of MSN, or of MAE or SimMIM if it can predict pixels.
 
-    Tensors stand under the official names, without prefixes. Further keys hold the number of heads,
-    which tensors do not tell, and the normalization. A ResNet's tensors stand under `state_dict`,
-    by torchvision's names, with the classifier if there is one.
+    MSN's holds the target encoder and, if there are any, prototypes; the others' `model` is the
+    encoder and what predicts pixels. Tensors stand under the official names, without prefixes.
+    Further keys hold the number of heads, which tensors do not tell, the normalization, and what
+    is not seen of MAE's decoder. A ResNet's tensors stand under `state_dict`, by torchvision's
+    names, with the classifier if there is one.
 
     Raises:
         UserError: it cannot be written.
@@ -81,11 +67,20 @@ def write(path: Path, weights: Weights) -> None:
         named = {f"fc.{name}": tensor for name, tensor in classifier.items()}
         state["state_dict"] = weights.encoder | named
     else:
-        state["target_encoder"] = weights.encoder | weights.head
-        state["num_heads"] = weights.architecture.size.num_heads
+        state |= _vit_state(weights, weights.architecture.size)
     if weights.prototypes is not None:
         state["prototypes"] = weights.prototypes
     checkpoint.save(path, state)
+
+
+def _vit_state(weights: Weights, size: EncoderSize) -> dict[str, Any]:
+    state: dict[str, Any] = {"num_heads": size.num_heads}
+    if weights.pixels is None:
+        return state | {"target_encoder": weights.encoder | weights.head}
+    if weights.pixels.mae:
+        state["criterion"] = weights.pixels.mae.model_dump(include=set(pixels.UNSEEN))
+    side = size.grid(weights.architecture.image_size)
+    return state | {"model": pixels.to_official(weights.encoder, weights.pixels, side)}
 
 
 def normalization_of(state: dict[str, Any], path: Path) -> Normalization | None:

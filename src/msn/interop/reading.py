@@ -1,10 +1,20 @@
 """Read weights of any known format, recognized by content."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from msn.interop import classifiers, huggingface, official, release, resnets, timm_vit, valid
+from msn.interop import (
+    classifiers,
+    huggingface,
+    official,
+    pixels,
+    release,
+    resnets,
+    timm_vit,
+    valid,
+)
 from msn.interop.architecture import require_model, section
 from msn.interop.official import Which
 from msn.interop.tensorfile import read_file, read_json, require_file
@@ -34,7 +44,7 @@ def read(
     """Read an encoder from whatever is at `path`.
 
     That is a checkpoint of this project, also of a fine-tuning, or of the official code; one of
-    DINO, MAE, timm or Lightning with a plain ViT; a folder for transformers or timm, or a release
+    DINO, MAE, SimMIM, timm or Lightning with a ViT; a folder for transformers or timm, or a release
     of a run; or a file of the plain tensors of a ViT. Or, of all but MSN and DINO, a ResNet under
     torchvision's names.
 
@@ -58,7 +68,9 @@ def read(
 
 
 def read_start(path: Path, *, num_heads: int | None, exact: bool) -> State:
-    """Read the state that a run resumes or warm-starts from: a target encoder, an anchor if any.
+    """Read the state that a run resumes or warm-starts from.
+
+    That is a target encoder, an anchor if there is one, and what predicts pixels if there is any.
 
     Args:
         path: as for `read`.
@@ -74,6 +86,8 @@ def read_start(path: Path, *, num_heads: int | None, exact: bool) -> State:
     target = read(path, num_heads=num_heads) if path.is_dir() else None
     target = target or _from_state(contents, path, "target", num_heads)
     state: State = {**contents, "target_encoder": target.encoder | target.head}
+    if target.pixels:
+        state |= target.pixels.parts
     if {*official.KEYS.values()} <= contents.keys():
         anchor = official.from_state(contents, path=path, which="anchor", num_heads=num_heads)
         state["encoder"] = anchor.encoder | anchor.head
@@ -95,15 +109,18 @@ def _from_state(state: State, path: Path, which: Which, num_heads: int | None) -
         return official.from_state(state, path=path, which=which, num_heads=num_heads)
     if CLASSIFIER in state:
         return classifiers.finetuned(state, path=path, num_heads=num_heads)
-    tensors = _bare(_tensors(state, path, which), path, which)
+    whole = _tensors(state, path, which)
+    tensors = _bare(whole, path, which)
     ours = isinstance(state.get("mean"), list)  # said by no other trainer's files
-    return timm_vit.from_tensors(
+    weights = timm_vit.from_tensors(
         tensors,
         path=path,
-        num_heads=num_heads,
+        num_heads=state.get("num_heads") if ours and num_heads is None else num_heads,
         normalization=official.normalization_of(state, path) if ours else None,
         config=section(state, "config", path) if ours else None,
     )
+    parts, said = pixels.from_official(whole | tensors), pixels.said_of(state, path)
+    return replace(weights, pixels=pixels.find(parts, weights.architecture, said, path))
 
 
 def _tensors(state: State, path: Path, which: Which) -> Tensors:

@@ -108,13 +108,15 @@ def from_tensors(
     config: dict[str, Any] | None = None,
     image_size: int | None = None,
 ) -> Weights:
-    """Build weights from the state dict of a plain ViT of timm or MAE, or of a ResNet."""
+    """Build weights from the state dict of a ViT of timm, MAE or SimMIM, or of a ResNet."""
     head = "fc" if resnets.is_resnet(tensors) else "head"
     ends = [f"{head}.weight", f"{head}.bias"]
     rest = {
         name: tensor
         for name, tensor in tensors.items()
-        if name not in (*ends, "mask_token") and not name.startswith("decoder_")
+        if name not in (*ends, "mask_token")
+        and not name.startswith("decoder_")
+        and not name.endswith(".relative_position_index")  # of SimMIM: tells what sizes tell
     }
     classifier = None
     if tensors.keys() >= set(ends):

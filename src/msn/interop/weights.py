@@ -13,6 +13,7 @@ from msn.config.sizes import EncoderSize, ResNetSize
 from msn.data.normalization import Normalization, imagenet_normalization
 from msn.interop import valid
 from msn.interop.architecture import MAX_SIDE, Architecture, infer_architecture, section
+from msn.interop.pixels import Pixels
 from msn.models.encoder import Encoder
 from msn.models.head import projection_head
 from msn.runtime.checkpoint import listed, shown
@@ -50,8 +51,7 @@ class Weights:
         classifier: of a fine-tuned model, or a linear one on frozen features.
         stated: normalization of its images, where it was saved.
         config: of the run that made them, empty where it was not saved.
-        pixels: of a reconstruction by SimMIM, `mask_token` (1, 1, D), `decoder.0.weight` and
-            `decoder.0.bias`; none where they were not kept, or the encoder is no plain ViT.
+        pixels: what predicts pixels from a ViT's tokens, None where it was not kept.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Weights:
     classifier: Classifier | None = None
     stated: Normalization | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    pixels: Tensors = field(default_factory=dict)
+    pixels: Pixels | None = None
 
     @property
     def normalization(self) -> Normalization:

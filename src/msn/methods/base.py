@@ -173,8 +173,11 @@ class Method(nn.Module, ABC):
             for key, part in parts.items()
         }
 
-    def load_weights(self, found: checkpoint.Found) -> None:
+    def load_weights(self, found: checkpoint.Found) -> list[str]:
         """Load the weights of a checkpoint, or of a file that holds only the evaluated encoder.
+
+        Returns:
+            Keys of parts that are not there and stay as drawn, to be told of.
 
         Raises:
             UserError: they are of another model.
@@ -187,6 +190,7 @@ class Method(nn.Module, ABC):
             else:
                 checkpoint.require_fit(state[key], part, path, key)
                 checkpoint.load_tensor(state[key], part)
+        return []
 
     @classmethod
     def plan(cls, config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:

@@ -13,6 +13,7 @@ from msn.models.encoder import Encoder
 from msn.runtime import checkpoint, collectives
 
 IMAGE = "image"
+HEAD = "fc."  # of MSN, in files of weights
 
 
 class ImageDetails(NamedTuple):
@@ -54,9 +55,20 @@ class ImageMethod(Method):
         """Average the last tokens: a class token has no part in the loss."""
         return encoder.patch_tokens(images).mean(dim=1)
 
-    def load_weights(self, found: checkpoint.Found) -> None:
-        """Load all of a run, or an encoder alone, beside which the rest stays as drawn."""
+    def load_weights(self, found: checkpoint.Found) -> list[str]:
+        """Load all of a run, or an encoder alone, beside which the rest stays as drawn.
+
+        So does what is of another method; a projection head is left out.
+        """
         path, state = found
+        drawn = []
         for key, name in self.CHECKPOINT.items():
-            if key == "target_encoder" or key in state:
-                checkpoint.load_weights(getattr(self, name), state[key], path=path, key=key)
+            own, given = getattr(self, name), state.get(key)
+            if key != "target_encoder":
+                if not isinstance(given, dict) or own.state_dict().keys().isdisjoint(given):
+                    drawn.append(key)
+                    continue
+            elif isinstance(given, dict):
+                given = {n: tensor for n, tensor in given.items() if not n.startswith(HEAD)}
+            checkpoint.load_weights(own, given, path=path, key=key)
+        return drawn

@@ -202,7 +202,7 @@ def relative_bias(table: Tensor, grid: tuple[int, int], wanted: tuple[int, int])
     """
     if grid != wanted:
         table = resized_table(table, grid, wanted)
-    index = _pairs(wanted, table.device)
+    index = pair_rows(wanted, table.device)
     pairs: Tensor = table[index.flatten()].unflatten(0, index.shape)
     return pairs.permute(2, 0, 1).contiguous()
 
@@ -217,7 +217,7 @@ def resized_table(table: Tensor, grid: tuple[int, int], wanted: tuple[int, int])
 
 
 @lru_cache(maxsize=16)
-def _pairs(grid: tuple[int, int], device: torch.device) -> Tensor:
+def pair_rows(grid: tuple[int, int], device: torch.device) -> Tensor:
     """Find the row of the table that each pair of tokens reads: (N, N)."""
     index: Tensor = gen_relative_position_index(grid, device=device)
     return index

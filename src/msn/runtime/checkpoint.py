@@ -15,8 +15,9 @@ import re
 import tempfile
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -35,6 +36,15 @@ State = dict[str, Any]
 CLASSIFIER = "classifier"  # a key that tells a classifier from a run of pre-training
 # What wrappers of modules (compiled, sharded, checkpointed, parallel) put between a name's parts.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+
+
+STAND_INS: tuple[Any, ...] = (
+    (SimpleNamespace, "argparse.Namespace"),
+    (PurePosixPath, "pathlib.PosixPath"),
+    (OrderedDict, "yacs.config.CfgNode"),
+)
+"""What takes the place of objects in checkpoints of other programs (MAE, SimMIM), which run no
+code of theirs: class and name in the file."""
 
 
 class Found(NamedTuple):
@@ -355,9 +365,8 @@ def unusable(path: Path, key: str, problem: str) -> UserError:
 
 
 def _load_plain(path: Path) -> Any:
-    """Read a file of torch: tensors, plain values, and the argparse options of other programs."""
-    options: list[Any] = [(SimpleNamespace, "argparse.Namespace")]
-    with warnings.catch_warnings(), torch.serialization.safe_globals(options):
+    """Read a file of torch: tensors, plain values, and options of other programs (`STAND_INS`)."""
+    with warnings.catch_warnings(), torch.serialization.safe_globals([*STAND_INS]):
         warnings.simplefilter("ignore")  # of old forms of files and tensors, for programmers
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -105,8 +105,9 @@ def restore(config: Config, parts: Parts, found: checkpoint.Found) -> tuple[int,
     """
     path, state = found
     if "opt" not in state or str(path) == config.meta.init_from:
-        parts.model.load_weights(found)
-        return 0, [f"warm start from {path}: weights loaded, optimizer and schedules fresh"]
+        drawn = ", ".join(f"{key} as drawn" for key in parts.model.load_weights(found))
+        weights = f"weights loaded, {drawn}" if drawn else "weights loaded"
+        return 0, [f"warm start from {path}: {weights}, optimizer and schedules fresh"]
     try:
         return _continue(config, parts, found)
     except UserError as error:

@@ -235,7 +235,7 @@ class MSN(Method):
     def state(self) -> dict[str, Any]:
         return {**super().state(), "temperature": self.loss_settings.temperature}
 
-    def load_weights(self, found: checkpoint.Found) -> None:
+    def load_weights(self, found: checkpoint.Found) -> list[str]:
         """Load anchor, target and prototypes; a file without an anchor gives it the target's.
 
         Weights from elsewhere have no projection head: the model keeps the one that was drawn.
@@ -246,6 +246,7 @@ class MSN(Method):
         for module, name in ((self.anchor, key), (self.target, "target_encoder")):
             checkpoint.load_weights(module, state[name], path=path, key=name, optional="fc.")
         checkpoint.load_tensor(state.get("prototypes"), self.prototypes)
+        return []
 
     @classmethod
     def plan(cls, config: Config, channels: int, steps_per_epoch: int) -> list[Fact]:
