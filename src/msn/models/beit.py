@@ -178,6 +178,18 @@ class Beit(VisionTransformer):
         table = self.rel_pos_bias.relative_position_bias_table
         return relative_bias(table, self.grid_size, grid), grid
 
+    def unshare(self) -> None:
+        """Give each block a copy of the shared biases, as SimMIM's fine-tuning does."""
+        if self.rel_pos_bias is None:
+            return
+        shared = self.rel_pos_bias.relative_position_bias_table.detach()
+        for block in self.blocks:
+            own, block.attn.window_size = block.attn.relative_position_bias_table, self.grid_size
+            table = shared.clone() if own is None else own.detach() + shared
+            block.attn.relative_position_bias_table = nn.Parameter(table)
+        self.rel_pos_bias = None
+        self.form = self.form._replace(shared_bias=False, block_bias=True)
+
     def attention_maps(self, images: Tensor) -> Tensor:
         """Compute attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
         tokens, beside = self.embed(images), self.beside(*images.shape[-2:])

@@ -40,6 +40,7 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
         self.encoder = encoder
+        encoder.unshare()  # each layer has a learning rate of its own
         encoder.set_drop_path(drop_path_rate)
         self._frozen: list[nn.Module] = []
         if trained_blocks is not None:

@@ -110,5 +110,8 @@ class Encoder(nn.Module, ABC):
         """Count the numbers that make up the features of one image."""
         return self.embed_dim * (taps.blocks + taps.patch_average)
 
+    def unshare(self) -> None:
+        """Give each block weights of its own in place of those that blocks share, if there are."""
+
     def use_fused_attention(self, fused: bool) -> None:
         """Choose how attention is computed, in encoders that have it."""
