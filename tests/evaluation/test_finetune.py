@@ -10,15 +10,18 @@ from torch import nn
 from msn.cli.main import main
 from msn.config.kinds import FinetuneConfig
 from msn.config.load import load
+from msn.config.sections.evaluation import FinetuneCriterion, FinetuneOptimization
 from msn.config.sizes import EncoderSize
 from msn.data.labeled import CenterCrop
 from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer
 from msn.evaluation.job import build_job, read_weights
+from msn.interop.reading import read
 from msn.models.classifier import Classifier
 from msn.models.encoder import NORMED
 from msn.models.vit import build_encoder
 from msn.runtime import checkpoint
+from msn.runtime.errors import UserError
 from msn.train.learning import finetune
 from tests.support.labeled import CPU, ROOT, listed, values, write
 from tests.support.processes import run_on
@@ -217,11 +220,56 @@ def test_the_average_is_what_is_measured(weights: Path, tmp_path: Path) -> None:
     assert torch.equal(one.logits(images)[0], one.average.module.eval()(images))
 
 
-def test_the_recipe_for_imagenet_loads() -> None:
-    recipe = load(FinetuneConfig, ROOT / "configs/eval/finetune_vitb16.yaml")
-    assert recipe.optimization.lr == 2e-3
-    assert recipe.meta.drop_path_rate == 0.2
+@pytest.mark.parametrize(
+    ("method", "asked", "pool"),
+    [
+        (None, None, "cls"),
+        ("msn", None, "cls"),
+        ("mae", None, "patches"),
+        ("simmim", None, "patches"),
+        ("mae", "cls", "cls"),
+    ],
+)
+def test_the_class_token_is_read_where_it_was_trained(
+    weights: Path, tmp_path: Path, method: str | None, asked: str | None, pool: str
+) -> None:
+    """MAE and SimMIM have no loss on it; and what is read is kept with the classifier."""
+    state = checkpoint.load(weights)
+    state["config"]["meta"] |= {"method": method} if method else {}
+    checkpoint.save(tmp_path / "weights.pth.tar", state)
+    chosen = learner(tmp_path / "weights.pth.tar", tmp_path, meta__pool=asked)
+    assert chosen.model.pool == pool
+    file = tmp_path / "finetuned.pth.tar"
+    checkpoint.save(file, {**chosen.state(), "config": {}})
+    if pool == "cls":
+        assert read(file, num_heads=2).classifier
+    else:
+        with pytest.raises(UserError, match="its classifier reads averaged patches"):
+            read(file, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "drop_path", "pool"),
+    [("vitb16", 2e-3, 0.2, "cls"), ("mae_vitb16", 2e-3, 0.1, "patches"),
+     ("simmim_vitb16", 5e-3, 0.1, "patches")],
+)  # fmt: skip
+def test_recipes_for_imagenet(name: str, rate: float, drop_path: float, pool: str) -> None:
+    """What they share is the recipe of MAE: the defaults."""
+    recipe = load(FinetuneConfig, ROOT / f"configs/eval/finetune_{name}.yaml")
+    optimization, defaults = recipe.optimization, FinetuneOptimization()
+    assert (optimization.lr, recipe.meta.drop_path_rate, recipe.meta.pool) == (
+        rate,
+        drop_path,
+        pool,
+    )
+    assert recipe.criterion == FinetuneCriterion()
     assert (recipe.criterion.mixup, recipe.criterion.cutmix) == (0.8, 1.0)
+    assert recipe.data.interpolation == "bicubic"
+    assert (recipe.data.auto_augment, recipe.data.erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+    for key in ("epochs", "final_lr", "layer_decay", "weight_decay"):
+        assert getattr(optimization, key) == getattr(defaults, key)
+    simmim = name.startswith("simmim")
+    assert (optimization.warmup, optimization.clip_grad) == ((20, 5) if simmim else (5, None))
 
 
 WRONG = [

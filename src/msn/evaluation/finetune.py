@@ -105,6 +105,7 @@ class FinetuneLearner:
             CLASSIFIER: self.model.state_dict(),
             **average,
             "num_heads": self.model.encoder.num_heads,
+            "pool": self.model.pool,
             "opt": self.optimizer.state_dict(),
         }
 
@@ -176,7 +177,7 @@ def build_model(config: FinetuneConfig, weights: Weights, classes: int) -> Class
         return Classifier(
             weights.trainable(),
             classes,
-            pool=meta.pool,
+            pool=meta.pool or ("cls" if weights.trains_class_token else "patches"),
             drop_path_rate=meta.drop_path_rate,
             trained_blocks=meta.trained_blocks,
         )

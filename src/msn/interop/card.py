@@ -1,7 +1,7 @@
 """Model cards: what the weights are, how to load them, their license."""
 
 from msn.config.sizes import ResNetSize
-from msn.interop.architecture import official_names, section
+from msn.interop.architecture import official_names
 from msn.interop.weights import Weights
 
 METHODS = {
@@ -78,16 +78,6 @@ optimizer, config and log. `SHA256SUMS` holds the hash of each file.
     return _card(weights, "pytorch", code, note)
 
 
-def _method(weights: Weights) -> str:
-    """Name the pre-training: the config's, or what the parts beside the encoder tell."""
-    method = section(weights.config, "meta", weights.path).get("method")
-    if method is None and weights.pixels:
-        method = "mae" if weights.pixels.mae else "simmim"
-    if method is None and (weights.head or weights.prototypes is not None):
-        method = "msn"
-    return METHODS.get(str(method), "not known")
-
-
 def _card(weights: Weights, library: str, code: str, note: str) -> str:
     size, channels = weights.architecture.size, weights.architecture.in_chans
     named = " / ".join(official_names(size)) or "a size of its own"
@@ -106,7 +96,7 @@ tags: [msn, self-supervised-learning, {tag}]
 
 - encoder: {named}: {size.description}
 - images: {side} x {side} px, {channels} channels, mean {mean}, standard deviation {std}
-- method: {_method(weights)}
+- method: {METHODS.get(str(weights.method), "not known")}
 
 ```python
 {code}```

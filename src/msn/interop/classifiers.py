@@ -37,8 +37,8 @@ def finetuned(state: dict[str, Any], *, path: Path, num_heads: int | None = None
             f" were trained on, with --head {path.name}"
         )
     config = section(state, "config", path)
-    averaged = section(config, "meta", path).get("pool") == "patches"
-    if averaged and "encoder.cls_token" in tensors:
+    pool = state.get("pool", section(config, "meta", path).get("pool"))
+    if pool == "patches" and "encoder.cls_token" in tensors:
         raise UserError(
             f"{path}: its classifier reads averaged patches, the forms to export to read the class"
             " token; fine-tune with meta.pool=cls"

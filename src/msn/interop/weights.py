@@ -70,6 +70,21 @@ class Weights:
         return self.stated or imagenet_normalization(self.architecture.in_chans)
 
     @property
+    def method(self) -> str | None:
+        """Name of the pre-training: the config's, or what the parts beside the encoder tell."""
+        stated = section(self.config, "meta", self.path).get("method")
+        if isinstance(stated, str):
+            return stated
+        if self.pixels:
+            return "mae" if self.pixels.mae else "simmim"
+        return "msn" if self.head or self.prototypes is not None else None
+
+    @property
+    def trains_class_token(self) -> bool:
+        """Whether the loss of the pre-training reached the class token, as far as is known."""
+        return self.method not in ("mae", "simmim") and self.architecture.form is None
+
+    @property
     def image_size(self) -> int:
         """Side of the training's views, px; without its config, of the position embeddings."""
         data = section(self.config, "data", self.path)

@@ -129,8 +129,10 @@ class LinearMeta(EvaluationMeta):
 class FinetuneMeta(EvaluationMeta):
     """The encoder, what is trained of it, and how a run starts."""
 
-    pool: Literal["cls", "patches"] = "cls"
-    """What the classifier sees: the normalized class token, or the patches' normalized mean."""
+    pool: Literal["cls", "patches"] | None = None
+    """What the classifier sees: the normalized class token, or the patches' normalized mean; null
+    takes the class token, but for encoders known to be of MAE or SimMIM, in whose losses it has no
+    part."""
     drop_path_rate: BelowOne = 0.2
     """Stochastic depth of the last block, linear from 0 at the first."""
     trained_blocks: Few | None = None
