@@ -82,6 +82,8 @@ NEW_KEYS: dict[str, dict[str, Any]] = {
         "sinkhorn_iterations": 3,
         "prior": "uniform",
         "freeze_proto": False,
+        "ensemble": 1,
+        "ensemble_temperature": 0.05,
     },
     "data": {
         "source": "folder",

@@ -134,7 +134,7 @@ class VisionTransformer(Encoder):
         )
         self.norm = norm_layer(embed_dim)
         self.fc = head if head is not None else nn.Identity()
-        self.apply(_init_official)
+        self.apply(init_official)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -352,7 +352,7 @@ def build_encoder(
     return encoder
 
 
-def _init_official(module: nn.Module) -> None:
+def init_official(module: nn.Module) -> None:
     """Initialize as in the official code: linear normal .02, convolution Kaiming normal, fan-in.
 
     Biases of linear layers are zero; norms keep weight one and bias zero.

@@ -75,6 +75,10 @@ class MSNCriterion(Criterion):
     prior: Prior = "uniform"
     """What the mean assignment is drawn to: uniform (MSN), power_law (exponent 0.25),
     {power_law: EXPONENT}, or the path of a file with num_proto weights."""
+    ensemble: Few = 1
+    """Projection heads, each with num_proto prototypes, that learn together (Ruan et al. 2023)."""
+    ensemble_temperature: Divisor = 0.05
+    """Softmax temperature of their weights: low, and the surest head of an image counts alone."""
 
 
 class MSNData(Data):

@@ -17,16 +17,20 @@ from msn.models.vit import VisionTransformer, build_encoder
 
 def build_anchor(config: MSNConfig, channels: int) -> VisionTransformer:
     """Build the encoder that the `meta` section describes, with its projection head."""
-    meta = config.meta
-    size = meta.vit_size
     return build_encoder(
-        size,
+        config.meta.vit_size,
         image_size=config.data.rand_size,
         in_chans=channels,
-        drop_path_rate=meta.drop_path_rate,
-        head=projection_head(
-            size.embed_dim, meta.hidden_dim, meta.output_dim, batch_norm=meta.use_bn
-        ),
+        drop_path_rate=config.meta.drop_path_rate,
+        head=build_head(config),
+    )
+
+
+def build_head(config: MSNConfig) -> nn.Module:
+    """Build a projection head."""
+    meta = config.meta
+    return projection_head(
+        meta.vit_size.embed_dim, meta.hidden_dim, meta.output_dim, batch_norm=meta.use_bn
     )
 
 
@@ -34,6 +38,14 @@ def draw_prototypes(count: int, dim: int, *, trained: bool = True) -> nn.Paramet
     """Draw prototypes (count, dim), uniform within +- 1 / sqrt(dim)."""
     bound = 1 / math.sqrt(dim)
     return nn.Parameter(torch.empty(count, dim).uniform_(-bound, bound), requires_grad=trained)
+
+
+def draw_prototypes_of(config: MSNConfig) -> nn.Parameter:
+    """Draw the prototypes of a head."""
+    criterion = config.criterion
+    return draw_prototypes(
+        criterion.num_proto, config.meta.output_dim, trained=not criterion.freeze_proto
+    )
 
 
 def parameter_groups(anchor: nn.Module, prototypes: nn.Parameter) -> list[dict[str, Any]]:
@@ -53,6 +65,7 @@ def loss_settings(config: MSNConfig) -> LossSettings:
         memax_weight=criterion.memax_weight if criterion.me_max else 0.0,
         ent_weight=criterion.ent_weight if criterion.use_ent else 0.0,
         label_smoothing=config.data.label_smoothing,
+        ensemble_temperature=criterion.ensemble_temperature,
     )
 
 

@@ -32,6 +32,7 @@ class LossSettings:
         memax_weight: weight of the regularizer (mean-entropy maximization); 0 leaves it out.
         ent_weight: weight of the anchors' entropy; 0 leaves it out.
         label_smoothing: share of each assignment, of anchors and targets, that is spread evenly.
+        ensemble_temperature: of the weights of several heads (`msn.methods.msn.ensemble`).
     """
 
     temperature: float = 0.1
@@ -39,6 +40,7 @@ class LossSettings:
     memax_weight: float = 1.0
     ent_weight: float = 0.0
     label_smoothing: float = 0.0
+    ensemble_temperature: float = 0.05
 
 
 class MSNLosses(NamedTuple):
@@ -51,6 +53,7 @@ class MSNLosses(NamedTuple):
         entropy: mean entropy of the anchor assignments, shape ().
         log_mean_assignment: log of the mean anchor assignment, shape (K,), detached.
         log_targets: log of the sharpened (and balanced) targets, shape (B, K), no gradient.
+        by_image: mean over the views of H(target, anchor), shape (B,).
     """
 
     total: Tensor
@@ -59,6 +62,7 @@ class MSNLosses(NamedTuple):
     entropy: Tensor
     log_mean_assignment: Tensor
     log_targets: Tensor
+    by_image: Tensor
 
 
 def unit(x: Tensor) -> Tensor:
@@ -209,7 +213,8 @@ def msn_losses(
     log_p = assign(anchors, prototypes, settings)
     # Each target meets the V views of its image: sum those first instead of repeating targets.
     by_view = log_p.view(-1, *log_t.shape)
-    cross_entropy = -(log_t.exp() * by_view.sum(dim=0)).sum() / len(log_p)
+    agreement = log_t.exp() * by_view.sum(dim=0)
+    cross_entropy = -agreement.sum() / len(log_p)
     mean = log_mean(log_p)
     regularizer = kl_to_prior(mean, log_prior.to(mean))
     entropy = mean_entropy(log_p)
@@ -218,4 +223,5 @@ def msn_losses(
         total = total + settings.memax_weight * regularizer
     if settings.ent_weight:
         total = total + settings.ent_weight * entropy
-    return MSNLosses(total, cross_entropy, regularizer, entropy, mean.detach(), log_t)
+    by_image = -agreement.sum(dim=1) / len(by_view)
+    return MSNLosses(total, cross_entropy, regularizer, entropy, mean.detach(), log_t, by_image)

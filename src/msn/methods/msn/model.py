@@ -1,8 +1,9 @@
 """The model: an anchor encoder, the target that follows it, prototypes."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from msn.methods import health
 from msn.methods.base import Cost, Fact, Method, Output
 from msn.methods.msn.build import (
     build_anchor,
-    draw_prototypes,
+    draw_prototypes_of,
     loss_settings,
     momentum_schedule,
     parameter_groups,
@@ -124,10 +125,15 @@ class MSN(Method):
     def build(cls, config: Config, channels: int, steps_per_epoch: int) -> "MSN":
         assert isinstance(config, MSNConfig)
         criterion, data, meta = config.criterion, config.data, config.meta
-        trained = not criterion.freeze_proto
-        return cls(
-            build_anchor(config, channels),
-            draw_prototypes(criterion.num_proto, meta.output_dim, trained=trained),
+        anchor, prototypes = build_anchor(config, channels), draw_prototypes_of(config)
+        kind: Callable[..., MSN] = cls
+        if criterion.ensemble > 1:
+            from msn.methods.msn.ensemble import EnsembleMSN, draw_members
+
+            kind = partial(EnsembleMSN, members=draw_members(config))
+        return kind(
+            anchor,
+            prototypes,
             read_log_prior(criterion.prior, criterion.num_proto),
             loss=loss_settings(config),
             masking=Masking(data.patch_drop, data.mask_scope, meta.seed),
@@ -150,10 +156,17 @@ class MSN(Method):
             encoded = [self._encode_anchors(*both) for both in zip(parts, masks, strict=True)]
             anchors = torch.cat(encoded, dim=1).flatten(0, 1)  # view-major: (V * B, out_dim)
         with record_function("target forward"), torch.no_grad():
-            targets = torch.cat([self.target(part[TARGET][0]) for part in parts])
+            targets = torch.cat([self.embed(self.target, part[TARGET][0]) for part in parts])
         with record_function("loss"):
             losses = self.losses_of(anchors, targets, step)
         return Output(losses.total, MSNDetails(losses, targets))
+
+    def embed(
+        self, encoder: VisionTransformer, images: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """Encode images (B, C, H, W), of which only the patches `keep` may count: (B, out_dim)."""
+        features: Tensor = encoder(images, keep)
+        return features
 
     def losses_of(self, anchors: Tensor, targets: Tensor, step: int) -> MSNLosses:
         """Compute the losses of anchor (V*B, out_dim) and target (B, out_dim) features.
@@ -300,14 +313,15 @@ class MSN(Method):
         def encode(images: Tensor, keep: Tensor | None = None) -> Tensor:
             flat = images.flatten(0, 1)
             if self.accumulate == 1:
-                once: Tensor = self.anchor(flat, keep).unflatten(0, images.shape[:2])
+                once: Tensor = self.embed(self.anchor, flat, keep).unflatten(0, images.shape[:2])
                 return once
             features = recomputed(
+                self.embed,
                 self.anchor,
                 flat,
                 keep,
                 use_reentrant=False,
-                context_fn=lambda: (nullcontext(), statistics_kept(self.anchor)),
+                context_fn=lambda: (nullcontext(), statistics_kept(self)),
             )
             again: Tensor = features.unflatten(0, images.shape[:2])
             return again

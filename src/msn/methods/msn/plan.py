@@ -41,8 +41,10 @@ def parameter_lines(config: MSNConfig, anchor: VisionTransformer) -> list[Fact]:
     """Count the parameters of each part; the target has as many as encoder and head."""
     head = sum(parameter.numel() for parameter in anchor.fc.parameters())
     encoder = sum(parameter.numel() for parameter in anchor.parameters()) - head
-    prototypes = config.criterion.num_proto * config.meta.output_dim
-    trained = encoder + head + (0 if config.criterion.freeze_proto else prototypes)
+    criterion = config.criterion
+    head *= criterion.ensemble
+    prototypes = criterion.ensemble * criterion.num_proto * config.meta.output_dim
+    trained = encoder + head + (0 if criterion.freeze_proto else prototypes)
     parts = f"encoder {encoder:,}, head {head:,}, prototypes {prototypes:,}"
     return [("parameters", f"{parts}; trained {trained:,}")]
 
