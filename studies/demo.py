@@ -8,6 +8,8 @@ from measures import pixels, untrained
 
 from msn.config.sections.data import Images
 
+PROTO = "criterion.num_proto=64"
+
 STUDY = Study(
     name="demo",
     about="Settings of the demo on the digits.",
@@ -21,12 +23,14 @@ STUDY = Study(
         "patch3": Run(
             ("meta.encoder.patch_size=3", "data.rand_size=15", "data.focal_size=9"),
         ),
-        "proto64": Run(("criterion.num_proto=64",)),
-        "less_jitter": Run(("data.color_jitter_strength=0.1",)),
-        "blur": Run(("data.blur=1.0",)),
-        "crops": Run(("data.rand_crop_scale=[0.5, 1.0]",)),
-        "focal2": Run(("data.rand_views=1", "data.focal_views=2")),
-        "wide": Run(("meta.encoder.embed_dim=96", "meta.encoder.depth=4")),
+        "proto64": Run((PROTO,)),
+        "proto128": Run(("criterion.num_proto=128",)),
+        "proto64_less_jitter": Run((PROTO, "data.color_jitter_strength=0.1")),
+        "proto64_drop15": Run((PROTO, "data.patch_drop=0.15")),
+        "proto64_crops70": Run((PROTO, "data.rand_crop_scale=[0.7, 1.0]")),
+        "proto64_focal2": Run((PROTO, "data.rand_views=1", "data.focal_views=2")),
+        "proto64_longer": Run((PROTO, "optimization.epochs=80")),
+        "proto64_drop": Run((PROTO, "data.patch_drop=0.5")),
     },
 )
 

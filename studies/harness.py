@@ -38,12 +38,14 @@ class Run:
         measure: trains and gives scores; called again for the test images, when all is trained.
         recipe: its config file, if not the study's.
         paper: what stands in the paper, to compare orders.
+        images: if not the study's.
     """
 
     changes: tuple[str, ...] = ()
     measure: Callable[[Config, Splits], Scores] = trained
     recipe: Path | None = None
     paper: str = ""
+    images: HeldOut | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,14 @@ class Study:
         """Tell where the scores of a run are."""
         return self.results / self.name / f"{name}-{seed}.json"
 
+    def images_of(self, name: str) -> HeldOut:
+        """Tell which images a run takes."""
+        return self.runs[name].images or self.images
+
     def config(self, name: str, seed: int) -> Config:
         """Build the config of a run: the recipe, on the study's images, with the run's changes."""
         run = self.runs[name]
-        images = self.images.prepared()
+        images = self.images_of(name).prepared()
         own = (
             f"data.source={images.source}",
             f"data.root_path={images.root_path}",
@@ -112,7 +118,7 @@ def run(study: Study, name: str, seed: int) -> None:
         print(f"{path}: done already")
         return
     config = study.config(name, seed)
-    scores = study.runs[name].measure(config, study.images.splits(test=False))
+    scores = study.runs[name].measure(config, study.images_of(name).splits(test=False))
     path.parent.mkdir(parents=True, exist_ok=True)
     changes = list(study.runs[name].changes)
     write_json(path, {"run": name, "seed": seed, "changes": changes, "validation": scores})
@@ -132,7 +138,7 @@ def test(study: Study, name: str, seed: int) -> None:
     if "test" in result:
         raise UserError(f"{path}: has its test scores; the test images are touched once")
     config = study.config(name, seed)
-    result["test"] = study.runs[name].measure(config, study.images.splits(test=True))
+    result["test"] = study.runs[name].measure(config, study.images_of(name).splits(test=True))
     write_json(path, result)
     print(f"{path}: {result['test']}")
 

@@ -4,35 +4,45 @@ from dataclasses import replace
 from pathlib import Path
 
 import ablations
+import beyond
 import measures
 import methods
+import numpy as np
 import pytest
 import torch
 from ablations import FocalOnly
 from demo import STUDY as DEMO
 from harness import Study
 from held_out import HeldOut
-from measures import supervised
+from measures import labels_of, supervised
 
 from msn.config.sections.data import Images
 from msn.train.build import build_parts
 from msn.train.pretraining import batches
 
+TAILED = sum(round(90 * 5 ** (-label / 9)) for label in range(10))  # of 997 digits
 CPU = torch.device("cpu")
 
 
 def on_digits(study: Study, folder: Path) -> Study:
     images = HeldOut(Images(source="digits"), validation=300, folder=folder / "digits")
-    return replace(study, images=images, scratch=folder / "runs", results=folder / "results")
+    runs = {
+        name: replace(run, images=run.images and replace(images, tail=5.0, folder=folder / "tail"))
+        for name, run in study.runs.items()
+    }
+    scratch, results = folder / "runs", folder / "results"
+    return replace(study, images=images, runs=runs, scratch=scratch, results=results)
 
 
-@pytest.mark.parametrize("study", [DEMO, methods.STUDY, ablations.STUDY], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "study", [DEMO, methods.STUDY, ablations.STUDY, beyond.STUDY], ids=lambda s: s.name
+)
 def test_every_run_describes_a_training_that_can_be_built(study: Study, tmp_path: Path) -> None:
     study = on_digits(study, tmp_path)
     for name in study.runs:
         parts = build_parts(study.config(name, seed=1), CPU)
         assert parts.seed == 1
-        assert len(parts.source) == 997
+        assert len(parts.source) == (997 if not study.runs[name].images else TAILED)
 
 
 def test_all_methods_see_as_many_images(tmp_path: Path) -> None:
@@ -83,6 +93,18 @@ def test_more_labels_teach_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = supervised(config, study.images.splits(test=False))
     assert list(found) == ["1 a class", "1 %"]
     assert 10 < found["1 a class"] < found["1 %"] - 10
+
+
+def test_a_long_tail_falls_off_from_class_to_class(tmp_path: Path) -> None:
+    images = HeldOut(Images(source="digits"), 300, tmp_path / "all")
+    (all_of, held), (tailed, same) = (
+        each.splits(test=False)
+        for each in (images, replace(images, tail=9.0, folder=tmp_path / "tail"))
+    )
+    counts, all_counts = (np.bincount(labels_of(each)) for each in (tailed, all_of))
+    most = all_counts.min()
+    assert counts.tolist() == [round(most / 9 ** (label / 9)) for label in range(10)]
+    assert torch.equal(labels_of(held), labels_of(same))
 
 
 def views_of(study: Study, name: str) -> dict[str, torch.Tensor]:
