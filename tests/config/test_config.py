@@ -400,7 +400,8 @@ POSITIVE = st.floats(1e-300, 1000)
 DIVISOR = st.floats(0.0001, 1000)
 FRACTION = st.floats(0, 1)
 COUNT = st.integers(1, 10**9)
-TEXT = st.text(min_size=1) | st.sampled_from(
+# A leading ~ names the home folder of a user, who may not be there.
+TEXT = st.text(min_size=1).filter(lambda text: text[0] != "~") | st.sampled_from(
     ["1e-3", "yes", "null", "*a", "!x", "2024-01-01", "1:30", "0x1", "=", "<<", "#", "a:", "\x85"]
 )
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,23 @@ def test_the_head_is_drawn_from_the_seed(weights: Path, tmp_path: Path) -> None:
         heads.append(build_model(chosen, read_weights(chosen), 10).head.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("key", ["checkpoint_activations", "compile"])
+def test_blocks_that_are_recomputed_or_compiled_change_no_value(
+    weights: Path, tmp_path: Path, key: str
+) -> None:
+    if key == "compile" and not shutil.which("c++"):
+        pytest.skip("there is no C++ compiler")
+    plain, other = (
+        prepare(config(weights, tmp_path, **PLAIN, **{f"meta__{key}": on}), CPU)[1]
+        for on in (False, True)
+    )
+    assert plain.model.state_dict().keys() == other.model.state_dict().keys()
+    for step in range(1, 3):
+        losses = [each.train_step(images(step), LABELS, step) for each in (plain, other)]
+        torch.testing.assert_close(*losses)
+    block = other.model.encoder.stages()[1]
+    assert (block._compiled_call_impl is not None) == (key == "compile")
+    assert other.model.encoder._recompute == (key == "checkpoint_activations")
+    torch.testing.assert_close(plain.logits(images()), other.logits(images()))

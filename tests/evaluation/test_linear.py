@@ -334,7 +334,7 @@ WRONG = [
     (["data.source=folder", "data.root_path={}/flat"], "the train split has no labels"),
     (["data.source=folder", "data.root_path={}/odd"], "no class of val (c, d) is one of train"),
     (["data.subset=/nonexistent"], "/nonexistent: no such list"),
-    (["--profile", "1"], "--profile times a pre-training; leave it out"),
+    (["--profile", "1000"], "--profile 1000: the run has"),
     (["--dry-run", "optimization.batch_size=2000"], "a step takes 2000 images"),
     (["--dry-run", "logging.pretrain_path=/nonexistent"], "/nonexistent"),
 ]

@@ -8,16 +8,12 @@ from msn.config.kinds import Config
 from msn.runtime.errors import UserError
 from msn.train.plan import describe
 from msn.train.pretraining import pretrain
-from msn.train.profiling import profile_steps
+from msn.train.profiling import profile_pretraining
 
 
 def run(options: argparse.Namespace) -> None:
     """Pre-train as the config says, or plan, profile or evaluate where an option asks for it."""
     if options.linear_eval or options.finetune:
-        if options.profile:
-            raise UserError(
-                "--profile times a pre-training; leave it out with --linear-eval or --finetune"
-            )
         (evaluate_linear if options.linear_eval else evaluate_finetune).run(options)
     elif options.skip_bad:
         raise UserError(
@@ -28,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
         config, devices, world = experiment.read(options, Config)
         print(describe(config, devices[0], max(world.size, len(devices))))
     elif options.profile:
-        work = partial(profile_steps, steps=options.profile)
+        work = partial(profile_pretraining, steps=options.profile)
         experiment.run(f"pretrain --profile {options.profile}", options, Config, work)
     else:
         experiment.run("pretrain", options, Config, pretrain)

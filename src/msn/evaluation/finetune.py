@@ -5,11 +5,12 @@ moving average. What they draw is keyed by the step, so that a resumed run draws
 """
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from msn.config.kinds import FinetuneConfig
 from msn.config.sections.evaluation import FinetuneCriterion
@@ -21,7 +22,7 @@ from msn.methods.schedules import warmup_cosine
 from msn.models.classifier import NOT_DECAYED, Classifier
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
-from msn.runtime.devices import use_bf16
+from msn.runtime.devices import require_compiler, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
 
@@ -38,6 +39,7 @@ class FinetuneLearner:
         job: what there is to learn.
     """
 
+    PHASES: ClassVar[tuple[str, ...]] = ("mix", "forward", "backward", "gradient norm", "optimizer")
     names = ("finetune",)
 
     def __init__(self, config: FinetuneConfig, model: Classifier, job: Job) -> None:
@@ -85,11 +87,13 @@ class FinetuneLearner:
                 first = [self._backward(*part) for part in others]
             losses = torch.stack([*first, self._backward(*last)])
         limit = self.clip_grad if self.clip_grad is not None else torch.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        with record_function("gradient norm"):
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         losses = losses + 0 * norm  # nan if a gradient is not finite
-        step_unless(self.optimizer, (~losses.isfinite().all()).float())
-        if self.average:
-            self.average.update(self.model)
+        with record_function("optimizer"):
+            step_unless(self.optimizer, (~losses.isfinite().all()).float())
+            if self.average:
+                self.average.update(self.model)
         return losses.mean(dim=0, keepdim=True)
 
     @torch.no_grad()
@@ -120,14 +124,17 @@ class FinetuneLearner:
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Add the gradient of one micro-batch to those before, and return its loss."""
-        images = self.erase(images)
-        images, targets = self.mix(images, labels) if self.mix else (images, labels)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with record_function("mix"):
+            images = self.erase(images)
+            images, targets = self.mix(images, labels) if self.mix else (images, labels)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        with autocast, record_function("forward"):
             logits = self.replica(images)
         # The mix has smoothed its labels already.
         smoothing = 0.0 if self.mix else self.smoothing
         loss = F.cross_entropy(logits.to(images.dtype), targets, label_smoothing=smoothing)
-        (loss / self.accumulate).backward()
+        with record_function("backward"):
+            (loss / self.accumulate).backward()
         return loss.detach()
 
 
@@ -214,4 +221,8 @@ def prepare(config: FinetuneConfig, device: torch.device) -> tuple[Job, "Finetun
         device=device,
     )
     model = build_model(config, weights, job.classes).to(device)
+    model.encoder.recompute_activations(config.meta.checkpoint_activations)
+    if config.meta.compile:
+        require_compiler(device)
+        model.encoder.compile_blocks()
     return job, FinetuneLearner(config, model, job)

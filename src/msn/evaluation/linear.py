@@ -10,11 +10,12 @@ of blocks are tried at once: the encoder runs once for all.
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from msn.config.kinds import LinearConfig
 from msn.data.labeled import CenterCrop, RandomCrop
@@ -26,7 +27,7 @@ from msn.models.linear import HeadSettings, LinearHeads
 from msn.models.vit import VisionTransformer
 from msn.runtime import checkpoint, collectives, resumable
 from msn.runtime.checkpoint import CLASSIFIER, Found, State
-from msn.runtime.devices import use_bf16
+from msn.runtime.devices import require_compiler, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.integrity import all_finite
 from msn.runtime.keyed import Stream, seed64
@@ -64,6 +65,8 @@ class LinearLearner:
         classes: number of classes.
         bf16: whether the encoder computes under bfloat16 autocast.
     """
+
+    PHASES: ClassVar[tuple[str, ...]] = ("encoder forward", "classifiers", "backward", "optimizer")
 
     def __init__(
         self,
@@ -110,13 +113,18 @@ class LinearLearner:
         self.heads.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step, peak=group["peak"])
-        logits = self.replica(self.features(images))
-        count = len(self.settings)
-        rows = F.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
-        losses: Tensor = rows.unflatten(0, (count, -1)).mean(dim=1)
+        with record_function("encoder forward"):
+            features = self.features(images)
+        with record_function("classifiers"):
+            logits = self.replica(features)
+            count = len(self.settings)
+            rows = F.cross_entropy(logits.flatten(0, 1), labels.repeat(count), reduction="none")
+            losses: Tensor = rows.unflatten(0, (count, -1)).mean(dim=1)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()  # the classifiers share no weight: each gets its own gradient
-        self.optimizer.step()
+        with record_function("backward"):
+            losses.sum().backward()  # the classifiers share no weight: each gets its own gradient
+        with record_function("optimizer"):
+            self.optimizer.step()
         return losses.detach()
 
     def logits(self, images: Tensor) -> Tensor:
@@ -187,8 +195,12 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
         epochs=optimization.epochs,
         device=device,
     )
+    encoder = weights.trainable().to(device)
+    if config.meta.compile:
+        require_compiler(device)
+        encoder.compile_blocks()
     return job, LinearLearner(
-        weights.trainable().to(device),
+        encoder,
         [HeadSettings(*pair) for pair in product(optimization.lr, optimization.num_blocks)],
         Training(
             job.total_steps,

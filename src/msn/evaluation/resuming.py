@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -19,7 +19,13 @@ from msn.runtime.resumable import config_changes, refusal, whole_number
 
 
 class Learner(Protocol):
-    """What is trained: one classifier, or several that see the same images."""
+    """What is trained: one classifier, or several that see the same images.
+
+    Attributes:
+        PHASES: labels of `record_function` in `train_step`, in their order.
+    """
+
+    PHASES: ClassVar[tuple[str, ...]]
 
     @property
     def names(self) -> Sequence[str]:

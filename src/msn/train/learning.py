@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.profiler import record_function
 
 from msn.config.kinds import EvaluationFile, FinetuneConfig, LinearConfig
 from msn.data.batch import normalize
@@ -31,6 +32,7 @@ from msn.train.trainer import run_task
 
 COLUMNS = ("epoch", "itr", "step", "loss", "lr", "time (ms)", "images_per_s", "data_wait")
 TOPS = ("top1", "top5")
+TO_DEVICE = "views to device"  # for the profiler
 
 
 def linear_evaluation(config: LinearConfig, device: torch.device) -> Result:
@@ -101,8 +103,9 @@ class Learning:
 
     def step(self, batch: Batch, step: int) -> None:
         self.met += batch.bad
-        images = self.normalize(batch.images)
-        labels = batch.labels.to(images.device, non_blocking=True)
+        with record_function(TO_DEVICE):
+            images = self.normalize(batch.images)
+            labels = batch.labels.to(images.device, non_blocking=True)
         self.losses = self.learner.train_step(images, labels, step)
 
     def require_finite(self, step: int) -> None:

@@ -44,17 +44,17 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the run would do, and do nothing"
     )
-
-
-def add_pretrain(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `pretrain`."""
-    add_experiment(parser)
     parser.add_argument(
         "--profile",
         type=count,
         metavar="STEPS",
         help="do so many steps, print where their time went, and write a trace; train nothing",
     )
+
+
+def add_pretrain(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `pretrain`."""
+    add_experiment(parser)
     _add_kinds(parser)
 
 

@@ -107,6 +107,8 @@ class EvaluationMeta(RunMeta):
     """Insist on a checkpoint of this run to continue. One that is there is continued anyway."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it."""
+    compile: bool = False
+    """Compile the encoder's blocks: faster steps, but the first takes half a minute or more."""
     seed: Seed = 0
     """Seed of every random draw."""
     master_port: int = 8888
@@ -135,6 +137,8 @@ class FinetuneMeta(EvaluationMeta):
     part."""
     drop_path_rate: BelowOne = 0.2
     """Stochastic depth of the last block, linear from 0 at the first."""
+    checkpoint_activations: bool = False
+    """Compute the blocks' activations again in the backward pass: less memory, more time."""
     trained_blocks: Few | None = None
     """Train only this many last blocks and what comes after them; null trains all."""
 
