@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from msn.cli import main as cli
 from msn.config.load import load_config
@@ -15,7 +16,8 @@ from msn.runtime import checkpoint
 from msn.runtime.errors import UserError
 from msn.train.pretraining import pretrain
 from tests.support.encoders import same
-from tests.support.experiments import write_tiny
+from tests.support.experiments import changed, write_tiny
+from tests.support.simmim import TINY as SIMMIM
 
 CPU = torch.device("cpu")
 
@@ -56,6 +58,26 @@ def test_a_released_run_goes_on_bit_for_bit(
         assert same(ours["opt"]["state"][index], moments)
     rows = [path.read_text().count("\n") for path in (mine / "tiny_r0.csv",)]
     assert rows == [(runs / "whole" / "tiny_r0.csv").read_text().count("\n")]
+
+
+@pytest.mark.slow
+def test_a_run_of_another_method_is_released(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = changed(SIMMIM, tmp_path / "run", logging__checkpoint_freq_itr=5)
+    config = tmp_path / "simmim.yaml"
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    run(config)
+    latest, out, mine = tmp_path / "run/tiny-latest.pth.tar", tmp_path / "out", tmp_path / "mine"
+    assert cli.main(["export", str(latest), "--to", "release", str(out)]) == 0
+    assert cli.main(["import", str(out), "--as", "run", str(mine)]) == 0
+    assert cli.main(["pretrain", "--fname", str(mine / "tiny-config.yaml")]) == 0
+    assert "resumed from" in capsys.readouterr().out
+    state = checkpoint.load(latest)
+    del state["decoder"]
+    checkpoint.save(tmp_path / "run/other-latest.pth.tar", state)
+    with pytest.raises(UserError, match="has no decoder, so training cannot go on from it"):
+        release.write(tmp_path / "again", tmp_path / "run/other-latest.pth.tar")
 
 
 def test_what_a_release_holds(runs: Path, tmp_path: Path) -> None:
@@ -117,7 +139,7 @@ def test_a_bad_release_leaves_nothing_behind(
             "lists no tiny-config.yaml; get",
         ),
         (lambda: torch.save(state | {"step": "x"}, file), "step is x, must be a number of steps"),
-        (lambda: torch.save({"target_encoder": {}}, file), "has no encoder, prototypes, opt, step"),
+        (lambda: torch.save({"target_encoder": {}}, file), "has no config, opt, step"),
         (lambda: torch.save(state | {"prototypes": prototypes}, file), "not finite"),
         (lambda: file.write_bytes(file.read_bytes()[:-999]), "damaged"),
         (lambda: file.rename(out / "other.pth.tar"), "not TAG-latest.pth.tar or TAG-epN.pth.tar"),
@@ -150,7 +172,7 @@ def test_weights_alone_are_no_release(runs: Path, tmp_path: Path) -> None:
     state = checkpoint.load(runs / "half" / "tiny-latest.pth.tar")
     bare = tmp_path / "a-latest.pth.tar"
     torch.save({"target_encoder": state["target_encoder"]}, bare)
-    with pytest.raises(UserError, match="has no encoder, prototypes, opt, step, config"):
+    with pytest.raises(UserError, match="has no config, opt, step"):
         release.write(tmp_path / "out", bare)
     torch.save(state, bare)
     with pytest.raises(UserError, match=r"a-config\.yaml: missing"):

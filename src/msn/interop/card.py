@@ -72,8 +72,8 @@ def release(weights: Weights, tag: str, steps: int) -> str:
 # python main.py --fname runs/mine/{tag}-config.yaml
 """
     note = f"""\
-The full state of a run after {steps} steps: anchor, target, projection heads, prototypes,
-optimizer, config and log. `SHA256SUMS` holds the hash of each file.
+The full state of a run after {steps} steps: all weights, optimizer, config and log.
+`SHA256SUMS` holds the hash of each file.
 """
     return _card(weights, "pytorch", code, note)
 

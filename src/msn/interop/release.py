@@ -6,16 +6,17 @@ import re
 import shutil
 from pathlib import Path
 
-from msn.config.load import load_config
+from msn.config.load import load_config, stated_config
 from msn.interop import card, official
 from msn.interop.tensorfile import require_file
+from msn.methods import method_of
 from msn.runtime import checkpoint
 from msn.runtime.checkpoint import State, listed, shown
 from msn.runtime.errors import UserError
 from msn.runtime.files import new_folder, replacing, writing
 
 SUMS = "SHA256SUMS"
-NEEDED = ("encoder", "target_encoder", "prototypes", "opt", "step", "config")
+NEEDED = ("config", "opt", "step")  # beside the weights of the method
 EXTRAS = ("{tag}_r*.csv", "{tag}-probe.csv", "{tag}-report.*", "{tag}-reconstruction.*")
 
 
@@ -122,6 +123,9 @@ def _whole_state(path: Path) -> State:
     """Read a checkpoint, and refuse one that training cannot resume from."""
     state = checkpoint.load(path)
     missing = [key for key in NEEDED if key not in state]
+    if not missing:
+        method = method_of(stated_config(state["config"], f"{path}, config"))
+        missing = [key for key in method.CHECKPOINT if key not in state]
     if missing:
         raise UserError(
             f"{path}: has no {', '.join(missing)}, so training cannot go on from it;"
