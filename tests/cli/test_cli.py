@@ -142,7 +142,7 @@ def test_paths_of_options_expand_the_home_folder(monkeypatch: pytest.MonkeyPatch
                 *("CONFIG", "FILE", "FOLDER", "PNG", "WEIGHTS", "OUT"),
             ) and action.dest != "image_folder":
                 assert callable(action.type), (name, action.dest)
-                assert action.type("~/x") == Path("/home/of/me/x")
+                assert action.type("~/x.png") == Path("/home/of/me/x.png")
                 shown.setdefault(name, set()).add(action.dest)
     assert shown["evaluate logistic"] >= {"weights", "fname", "cache", "pretrained", "root_path"}
     assert shown["export"] == {"weights", "out", "head"}

@@ -97,7 +97,7 @@ def test_gray_images_and_no_focal_views() -> None:
             "--image missing.jpg: No such file or directory; name another",
         ),
         ({"--image": str(RECIPE)}, "not an image; name another"),
-        ({"--out": "views.txt"}, "--out views.txt: is written as PNG"),
+        ({"--out": "views.txt"}, "--out views.txt: must be a name that ends in .png"),
         ({"--epochs": "0"}, "--epochs 0: must be a whole number from 1 to 1,000"),
     ],
 )

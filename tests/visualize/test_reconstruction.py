@@ -204,7 +204,7 @@ def test_wrong_requests(weights: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["import", str(weights), str(encoder_alone), "--as", "official"]) == 0
     capsys.readouterr()
     for change, message in (
-        ({"--out": "a.jpg"}, "--out a.jpg: is written as PNG"),
+        ({"--out": "a.jpg"}, "--out a.jpg: must be a name that ends in .png"),
         ({"--weights": str(of_msn)}, "msn predicts no pixels; give weights of MAE or SimMIM"),
         ({"--weights": str(encoder_alone)}, "does not say how it was trained"),
         ({"--weights": str(tmp_path / "none")}, "no such checkpoint"),

@@ -54,6 +54,14 @@ def path(text: str) -> Path:
         ) from None
 
 
+def png(text: str) -> Path:
+    """Read the path of a picture, which is written as PNG."""
+    found = path(text)
+    if found.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text}: must be a name that ends in .png")
+    return found
+
+
 def truth(text: str) -> bool:
     """Read a yes or no: `--normalize False` means false, whereas `bool` takes any text as true."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

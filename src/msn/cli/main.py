@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from msn import __version__
 from msn.cli.arguments import Parser
-from msn.cli.options import encoders, files, runs
+from msn.cli.options import encoders, files, pictures, runs
 from msn.cli.terminal import prepare_streams
 from msn.runtime import log
 from msn.runtime.errors import Interrupted, UserError
@@ -34,6 +34,11 @@ COMMANDS = {
         "visualize_reconstruction",
         "draw held-out images, masked and filled in by MAE or SimMIM",
         files.add_reconstruction,
+    ),
+    "visualize prototypes": Command(
+        "visualize",
+        "draw the images that each prototype of MSN stands for, and how often it is used",
+        pictures.add_prototypes,
     ),
     "export": Command(
         "export", "write weights for other software, or release a whole run", files.add_export

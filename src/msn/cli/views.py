@@ -17,8 +17,6 @@ def run(options: argparse.Namespace) -> None:
     """Draw the views of one image, without opening the data set of the config."""
     config = load_views(options.fname, options.overrides)
     out = options.out
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: is written as PNG; give a name that ends in .png")
     prepare_place(out)
     try:
         data = read_file(str(options.image))

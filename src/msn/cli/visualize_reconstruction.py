@@ -17,13 +17,11 @@ from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place
 from msn.train.api import reconstruct
 from msn.train.loading import Loaded, load_method
-from msn.visualize.reconstruction import write
+from msn.visualize.picture import write
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the picture, and its numbers as JSON beside it."""
-    if options.out.suffix.lower() != ".png":
-        raise UserError(f"--out {options.out}: is written as PNG; give a name that ends in .png")
     prepare_place(options.out)
     loaded = _method(options)
     shown, names = _held_out(loaded, options)

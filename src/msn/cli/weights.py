@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from msn.data.image import BadImage
 from msn.data.labeled import LabeledSet
 from msn.data.loader import worker_count
 from msn.data.sources import Source, open_source
+from msn.data.sources.files import Files
 from msn.data.unreadable import Unreadable
 from msn.evaluation.features import Features, extract
 from msn.evaluation.frozen import FrozenEncoder, frozen
@@ -36,6 +38,7 @@ class Bench(NamedTuple):
     batch_size: int
     cache: Path | None
     unreadable: Unreadable
+    files: Sequence[Path] = ()  # in place of the splits of a data set
 
     @property
     def workers(self) -> int:
@@ -44,6 +47,8 @@ class Bench(NamedTuple):
 
     def open(self, split: str) -> Source:
         """Open a split of the images, with as many channels as the encoder takes."""
+        if self.files:
+            return Files(self.files, channels=self.encoder.channels)
         images = self.images.model_copy(update={"channels": self.encoder.channels})
         return open_source(images, split)
 
@@ -110,7 +115,9 @@ def open_bench(options: argparse.Namespace) -> Bench:
         num_heads=options.num_heads,
         model_name=options.model_name,
     )
-    default: dict[str, Any] = pretrained.config.get("data") or {}
+    files = getattr(options, "images", ())  # which not all commands take
+    alone: dict[str, Any] = {"root_path": ".", "num_workers": 0} if files else {}
+    default: dict[str, Any] = pretrained.config.get("data") or alone
     if not (default or options.fname or options.overrides):
         raise UserError(
             f"{options.weights}: does not say on which images it was trained; give --fname CONFIG"
@@ -131,6 +138,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
         options.batch_size,
         options.cache,
         Unreadable(skip=options.skip_bad),
+        files,
     )
 
 

@@ -26,7 +26,8 @@ from msn.runtime.log import logger
 from msn.runtime.sharding import is_sharded, whole
 from msn.train.build import Parts
 from msn.train.runlog import csv_path
-from msn.visualize.reconstruction import PICTURED, reconstruct, write
+from msn.visualize.picture import write
+from msn.visualize.reconstruction import PICTURED, reconstruct
 from msn.visualize.report import Representation, write_report
 
 Part = TypeVar("Part", bound=nn.Module)

@@ -1,16 +1,13 @@
 """Pictures of what a method predicts of the pixels that its encoder did not see."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 
 from msn.data.batch import normalize
 from msn.methods import Method
-from msn.runtime.files import replacing, write_json
 from msn.visualize.sheet import sheet
 
 HIDDEN = 128  # gray level of what the encoder does not see
@@ -102,21 +99,3 @@ def _errors(guess: np.ndarray, truth: np.ndarray, masked: np.ndarray) -> np.ndar
     squares = ((guess - truth) ** 2 * masked).mean(axis=(1, 2, 3))
     mean: np.ndarray = squares / masked.mean(axis=(1, 2, 3))
     return mean
-
-
-def write(path: Path, found: Reconstructions, **about: Any) -> Path:
-    """Write the picture as PNG to `path` and its numbers as JSON beside it, and give that path.
-
-    Args:
-        path: of the picture.
-        found: what it shows.
-        about: further entries for the JSON file.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    with replacing(path) as temporary:
-        PIL.Image.fromarray(found.picture()).save(temporary, format="PNG")
-    numbers = path.with_suffix(".json")
-    write_json(numbers, about | found.numbers())
-    return numbers

@@ -9,6 +9,7 @@ GAP = 8  # pixels between pictures
 HEADER = 24
 LEAST = 96  # side that small pictures are magnified to, px
 PAPER = 200  # gray: white pictures have an edge on it, as black ones have
+INK = (29, 53, 87)
 
 
 def sheet(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -56,3 +57,14 @@ def heading(width: int, names: Iterable[tuple[int, str]]) -> np.ndarray:
         where = (left, HEADER - 8)
         cv2.putText(header, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return header
+
+
+def bars(values: np.ndarray, width: int) -> np.ndarray:
+    """Draw a histogram of values from 0 on, one bar for each: uint8 (LEAST + GAP, width, 3)."""
+    drawn = np.full((LEAST + GAP, width, 3), PAPER, np.uint8)
+    edges = np.linspace(0, width - GAP, len(values) + 1).round().astype(int)
+    for value, left, right in zip(values, edges[:-1], edges[1:], strict=True):
+        height = round(LEAST * float(value) / max(float(values.max()), 1e-12))
+        # A gap between bars, where they are wide enough.
+        drawn[LEAST - height : LEAST, left : max(right - (right - left > 2), left)] = INK
+    return drawn

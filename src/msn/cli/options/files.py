@@ -2,7 +2,7 @@
 
 import argparse
 
-from msn.cli.arguments import count, few, path, side, whole
+from msn.cli.arguments import count, few, path, png, side, whole
 from msn.config.protocol import PROTOCOL
 
 FORMATS = ("official", "huggingface", "timm", "onnx", "torch", "release")
@@ -97,7 +97,7 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--fname", required=True, type=path, metavar="CONFIG", help="YAML config file of the views")
     add("--image", required=True, type=path, metavar="FILE", help="image to make views of")
-    add("--out", required=True, type=path, metavar="PNG", help="picture to write")
+    add("--out", required=True, type=png, metavar="PNG", help="picture to write")
     add("--epochs", type=few, default=4, help="number of rows of views, one per epoch")
     add(
         "overrides",
@@ -123,7 +123,7 @@ def add_reconstruction(parser: argparse.ArgumentParser) -> None:
         metavar="CONFIG",
         help="config file whose data section names the images; left out, that of the training",
     )
-    add("--out", required=True, type=path, metavar="PNG", help="picture to write, and .json")
+    add("--out", required=True, type=png, metavar="PNG", help="picture to write, and .json")
     add("--images", type=few, default=8, metavar="N", help="number of images, of the val split")
     add("--step", type=whole, default=0, metavar="N", help="masks as at step N of the training")
     add("--device", default="auto", help="where to compute: auto, cpu, cuda:0, ...")

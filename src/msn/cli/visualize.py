@@ -1,0 +1,65 @@
+"""`msn visualize prototypes`: draw what the representation of an encoder sees."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from msn.cli.terminal import say_written
+from msn.cli.weights import Bench, open_bench
+from msn.data.labeled import CenterCrop, evenly_spaced
+from msn.data.sources import Source
+from msn.evaluation.features import Features, views
+from msn.models.encoder import NORMED, Taps
+from msn.runtime.errors import UserError
+from msn.runtime.files import prepare_place
+from msn.visualize.picture import Picture, write
+from msn.visualize.prototypes import prototypes, require_prototypes
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the picture that is asked for, and its numbers as JSON beside it."""
+    prepare_place(options.out)
+    bench = open_bench(options)
+    found, about = DRAWN[options.drawn](bench, options)
+    skipped = {"skipped_images": bench.unreadable.found}
+    numbers = write(options.out, found, weights=str(options.weights), **about, **skipped)
+    say_written(options.out, numbers)
+
+
+def _prototypes(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dict[str, Any]]:
+    require_prototypes(bench.pretrained)
+    source, found = _features(bench, options, NORMED)
+    drawn = prototypes(
+        bench.pretrained,
+        found.features,
+        lambda rows: _views(bench, source, found.indices[rows]),
+        None if found.labels is None else found.labels.numpy(),
+        top=options.top,
+        rows=options.rows,
+    )
+    used = (drawn.counts > 0).sum()
+    print(f"{used} of {len(drawn.counts)} prototypes used, perplexity {drawn.perplexity:.1f}")
+    return drawn, {}
+
+
+def _features(bench: Bench, options: argparse.Namespace, taps: Taps) -> tuple[Source, Features]:
+    """Compute the features of the images that the options name."""
+    source = bench.open(options.split)
+    found = bench.extract(source, indices=evenly_spaced(len(source), options.count), taps=taps)
+    bench.settle()
+    if not len(found.features):
+        raise UserError("none of the images can be read; name others (--images, data.root_path)")
+    return source, found
+
+
+def _views(bench: Bench, source: Source, indices: np.ndarray) -> np.ndarray:
+    """Make the evaluation views of images that can be read: uint8 (N, S, S, C)."""
+    view = CenterCrop(bench.encoder.image_size, bench.encoder.interpolation)
+    made = views(source, indices, view, batch_size=bench.batch_size)
+    return np.concatenate([batch.images.numpy() for batch in made])
+
+
+Draw = Callable[[Bench, argparse.Namespace], tuple[Picture, dict[str, Any]]]
+DRAWN: dict[str, Draw] = {"prototypes": _prototypes}
