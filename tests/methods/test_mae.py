@@ -15,6 +15,7 @@ from msn.methods import method_of
 from msn.methods.image_method import IMAGE
 from msn.methods.mae import MAE
 from msn.runtime.errors import UserError
+from msn.train.build import build_parts
 from tests.support.experiments import changed
 
 VALUES: dict[str, dict[str, Any]] = {
@@ -103,3 +104,12 @@ def test_the_shipped_schema_is_up_to_date() -> None:
     shipped = json.loads(Path("configs/schema_mae.json").read_text())
     how = "run: python -m msn.config mae > configs/schema_mae.json"
     assert shipped == json.loads(json.dumps(MAEConfig.json_schema())), how
+
+
+def test_the_decoder_of_mae_computes_attention_as_its_encoder(tmp_path: Path) -> None:
+    """In bfloat16 on a CPU the backward pass of fused attention takes several times as long."""
+    for precision, fused in (("bf16", False), ("fp32", True)):
+        parts = build_parts(mae_config(tmp_path, meta__precision=precision), torch.device("cpu"))
+        assert isinstance(parts.model, MAE)
+        blocks = [*parts.model.encoder.blocks, *parts.model.decoder.blocks]
+        assert [block.attn.fused_attn for block in blocks] == [fused] * 3

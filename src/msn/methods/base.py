@@ -135,6 +135,11 @@ class Method(nn.Module, ABC):
         """List all encoders, whose blocks are sharded and compiled one by one."""
         return [self.encoder]
 
+    def use_fused_attention(self, fused: bool) -> None:
+        """Choose how attention is computed, see `msn.models.encoder.fuse_attention`."""
+        for encoder in self.encoders():
+            encoder.use_fused_attention(fused)
+
     def trained_encoders(self) -> Sequence[Encoder]:
         """List the encoders that gradients flow through, whose activations can be recomputed."""
         return [self.encoder]

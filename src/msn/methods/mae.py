@@ -17,6 +17,7 @@ from msn.data.batch import Views
 from msn.methods.base import Cost, Fact, Output, Reconstruction, activation_bytes
 from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.schedules import Schedules, mae_schedules
+from msn.models.encoder import fuse_attention
 from msn.models.mae_decoder import Decoder, init_encoder
 from msn.models.mask_units import enlarged
 from msn.models.masking import Kept, keep_lowest, kept_patches, keyed_noise
@@ -151,6 +152,10 @@ class MAE(ImageMethod):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{**group, "betas": BETAS} for group in super().parameter_groups()]
+
+    def use_fused_attention(self, fused: bool) -> None:
+        super().use_fused_attention(fused)
+        fuse_attention(self.decoder.blocks, fused)
 
     @property
     def encoder(self) -> VisionTransformer:

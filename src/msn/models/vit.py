@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from msn.config.sizes import EncoderSize
-from msn.models.encoder import MSN_TAPS, NORMED, Encoder, Taps
+from msn.models.encoder import MSN_TAPS, NORMED, Encoder, Taps, fuse_attention
 from msn.models.masking import select
 from msn.models.positions import sincos_positions
 from msn.runtime.errors import UserError
@@ -276,13 +276,7 @@ class VisionTransformer(Encoder):
         return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
 
     def use_fused_attention(self, fused: bool) -> None:
-        """Choose PyTorch's fused attention or plain matrix products, with equal results.
-
-        Fused is the default and the faster choice, but for bfloat16 on a CPU, whose fused backward
-        pass takes three to five times as long.
-        """
-        for block in self.blocks:
-            block.attn.fused_attn = fused
+        fuse_attention(self.blocks, fused)
 
     def recompute_activations(self, recompute: bool) -> None:
         """Keep only the input of each block, and recompute the rest in the backward pass.

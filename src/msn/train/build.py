@@ -131,8 +131,8 @@ def build_parts(
         sharding.shard(model, model.encoders(), device)
     model.to(device)
     bf16 = use_bf16(config.meta.precision, device)
+    model.use_fused_attention(not (bf16 and device.type == "cpu"))
     for encoder in model.encoders():
-        encoder.use_fused_attention(not (bf16 and device.type == "cpu"))
         if config.meta.compile:
             require_compiler(device)
             encoder.compile_blocks()

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from msn.data.batch import Views
@@ -43,12 +43,20 @@ def train_step(parts: Parts, views: Views, step: int) -> StepResult:
     )
     with record_function("backward"):
         output.loss.backward()
-    limit = parts.clip_grad if parts.clip_grad is not None else torch.inf
     with record_function("gradient norm"):
-        grad_norm = full(torch.nn.utils.clip_grad_norm_(model.clipped(), limit))
+        grad_norm = full(_clipped_norm(list(model.clipped()), parts.clip_grad))
     loss = collectives.mean(output.loss.detach())
     with record_function("optimizer"):
         step_unless(optimizer, parts.guard.update(step, loss, grad_norm))
     with record_function("after the step"):
         model.after_step(step)
     return StepResult(output, loss, grad_norm)
+
+
+def _clipped_norm(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Measure the norm of the gradients and clip it; without a limit they are not touched."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
