@@ -7,7 +7,7 @@ BatchNorm without weights, linear; LARS; crops as TensorFlow draws them. Several
 of blocks are tried at once: the encoder runs once for all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import ClassVar, Literal
@@ -170,7 +170,7 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
     Raises:
         UserError: something that was asked for cannot be done.
     """
-    data, optimization, seed = config.data, config.optimization, config.meta.seed
+    data, optimization, meta = config.data, config.optimization, config.meta
     weights = read_weights(config)
     most = weights.architecture.size.tapped
     if max(optimization.num_blocks) > most:
@@ -178,38 +178,32 @@ def prepare(config: LinearConfig, device: torch.device) -> tuple[Job, LinearLear
             f"optimization.num_blocks {max(optimization.num_blocks)} is more than the"
             f" {counted(most, 'block')} of the encoder that features are read from; lower it"
         )
-    protocol = config.meta.protocol
+    crop = RandomCrop(data.image_size, data.crop_scale, data.flip, meta.seed, data.interpolation)
     job = build_job(
         config,
         weights,
-        train_view=RandomCrop(
-            data.image_size,
-            data.crop_scale,
-            data.flip,
-            seed,
-            data.interpolation,
-            clamp=protocol == "mae",
-        ),
+        train_view=replace(crop, clamp=meta.protocol == "mae"),
         val_view=CenterCrop(data.image_size, data.interpolation),
         batch_size=optimization.batch_size,
         epochs=optimization.epochs,
         device=device,
     )
     encoder = weights.trainable().to(device)
-    if config.meta.compile:
+    if meta.compile:
         require_compiler(device)
         encoder.compile_blocks()
+    training = Training(
+        job.total_steps,
+        optimization.warmup * job.steps_per_epoch,
+        meta.protocol,
+        optimization.normalize,
+        optimization.weight_decay,
+        meta.seed,
+    )
     return job, LinearLearner(
         encoder,
         [HeadSettings(*pair) for pair in product(optimization.lr, optimization.num_blocks)],
-        Training(
-            job.total_steps,
-            optimization.warmup * job.steps_per_epoch,
-            protocol,
-            optimization.normalize,
-            optimization.weight_decay,
-            seed,
-        ),
+        training,
         classes=job.classes,
-        bf16=use_bf16(config.meta.precision, device),
+        bf16=use_bf16(meta.precision, device),
     )
