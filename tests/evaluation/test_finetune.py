@@ -231,7 +231,12 @@ def test_the_average_is_what_is_measured(weights: Path, tmp_path: Path) -> None:
     ],
 )
 def test_the_class_token_is_read_where_it_was_trained(
-    weights: Path, tmp_path: Path, method: str | None, asked: str | None, pool: str
+    weights: Path,
+    tmp_path: Path,
+    said: list[str],
+    method: str | None,
+    asked: str | None,
+    pool: str,
 ) -> None:
     """MAE and SimMIM have no loss on it; and what is read is kept with the classifier."""
     state = checkpoint.load(weights)
@@ -239,6 +244,8 @@ def test_the_class_token_is_read_where_it_was_trained(
     checkpoint.save(tmp_path / "weights.pth.tar", state)
     chosen = learner(tmp_path / "weights.pth.tar", tmp_path, meta__pool=asked)
     assert chosen.model.pool == pool
+    assert any("reads the mean patch" in line for line in said) == (pool == "patches")
+    assert chosen.model.get_parameter("encoder.pos_embed").requires_grad
     file = tmp_path / "finetuned.pth.tar"
     checkpoint.save(file, {**chosen.state(), "config": {}})
     if pool == "cls":

@@ -15,6 +15,7 @@ from msn.data.batch import normalize
 from msn.data.sources.digits import Digits
 from msn.evaluation.finetune import build_optimizer
 from msn.evaluation.frozen import FrozenEncoder
+from msn.interop.reading import read
 from msn.models.classifier import Classifier
 from msn.models.encoder import Taps
 from msn.models.resnet import ResNet
@@ -53,10 +54,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "encoder": encoder.state_dict(),
         "mean": [Digits.MEAN],
         "std": [Digits.STD],
-        "config": {"meta": {"encoder": SIZE._asdict()}, "data": {"image_size": 64}},
+        "config": {
+            "meta": {"method": "simmim", "encoder": SIZE._asdict()},
+            "data": {"image_size": 64},
+        },
     }
     checkpoint.save(path, state)
     return path
+
+
+def test_it_has_no_class_token_to_read_or_not(weights: Path) -> None:
+    assert not read(weights).has_idle_class_token
 
 
 @pytest.fixture(scope="module")

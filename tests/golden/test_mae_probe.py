@@ -67,6 +67,11 @@ def test_six_steps(dtype: torch.dtype) -> None:
         bf16=False,
     )
     learner.heads.to(dtype)
+    assert isinstance(learner.optimizer, LARS)
+    assert (learner.optimizer.momentum, learner.optimizer.trust) == (
+        config["momentum"],
+        config["trust_coefficient"],
+    )
     (head,) = learner.heads.heads
     head.linear.weight.data.copy_(data.tensor("head_weight_init"))
     images, labels = data.tensor("imgs", dtype), data.tensor("labels")

@@ -25,6 +25,7 @@ from msn.runtime.checkpoint import CLASSIFIER, Found, State
 from msn.runtime.devices import require_compiler, use_bf16
 from msn.runtime.errors import UserError
 from msn.runtime.keyed import Stream, seed64
+from msn.runtime.log import logger
 
 if TYPE_CHECKING:
     from timm.data import Mixup
@@ -180,11 +181,17 @@ def build_model(config: FinetuneConfig, weights: Weights, classes: int) -> Class
             f"meta.trained_blocks {meta.trained_blocks} is more than the {depth} blocks of the"
             " encoder; lower it, or leave it out to train all"
         )
+    pool = meta.pool or ("patches" if weights.has_idle_class_token else "cls")
+    if pool != (meta.pool or "cls"):
+        logger.info(
+            "note: the classifier reads the mean patch, as the encoder's pre-training had no loss"
+            " on the class token; meta.pool=cls reads that"
+        )
     with seeded(seed64(meta.seed, Stream.INIT)):
         return Classifier(
             weights.trainable(),
             classes,
-            pool=meta.pool or ("cls" if weights.trains_class_token else "patches"),
+            pool=pool,
             drop_path_rate=meta.drop_path_rate,
             trained_blocks=meta.trained_blocks,
         )

@@ -80,9 +80,11 @@ class Weights:
         return "msn" if self.head or self.prototypes is not None else None
 
     @property
-    def trains_class_token(self) -> bool:
-        """Whether the loss of the pre-training reached the class token, as far as is known."""
-        return self.method not in ("mae", "simmim") and self.architecture.form is None
+    def has_idle_class_token(self) -> bool:
+        """Whether there is a class token that the loss of the pre-training did not reach."""
+        if isinstance(self.architecture.size, ResNetSize):
+            return False
+        return self.method in ("mae", "simmim") or self.architecture.form is not None
 
     @property
     def image_size(self) -> int:

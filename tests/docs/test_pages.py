@@ -1,4 +1,4 @@
-"""The README keeps its promises: its commands run, its links lead somewhere."""
+"""README and pages keep their promises: commands and snippets run, links lead somewhere."""
 
 import re
 import shlex
@@ -15,13 +15,20 @@ pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+# In the order in which a later command may need what an earlier one made. The commands of
+# docs/extending.md have a test of their own.
+NAMES = ("train", "evaluate", "pictures", "weights")
+TRIED = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
+COMMANDS = list(
+    dict.fromkeys(
+        line.split("#")[0].strip()
+        for page in TRIED
+        for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    )
+)
 RUN = re.compile(r"python (main\.py|-m msn) |torchrun ")
 SHORT = ["optimization.epochs=1", "optimization.warmup=0", "data.num_workers=0"]
 
@@ -74,6 +81,19 @@ def test_commands_run_as_written(workplace: Path) -> None:
         code, stderr = end(process, 300), text(workplace / "said")
         assert code == 0, f"{command}\n{text(workplace / 'said', 'out')}\n{stderr}"
         assert stderr == "", command
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        (workplace / "snippet.py").write_text(snippet, encoding="utf-8")
+        process = start_python(["snippet.py"], workplace / "said", workplace)
+        assert end(process, 300) == 0, f"{snippet}\n{text(workplace / 'said')}"
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len(README.split()) <= 900
+
+
+def test_no_page_with_commands_is_left_out() -> None:
+    with_commands = {page for page in PAGES if "```bash" in page.read_text("utf-8")}
+    assert with_commands == {ROOT / page for page in (*TRIED, "docs/extending.md")}
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])
@@ -84,16 +104,21 @@ def test_make_targets(target: str) -> None:
     assert ("configs/quickstart.yaml" if target == "demo" else "pytest") in plan
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text("utf-8")
-    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        name, _, anchor = target.partition("#")
+        if target.startswith("http"):
+            continue
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
 
 
 def test_paths_that_are_named_exist() -> None:
