@@ -17,6 +17,7 @@ from msn.evaluation.accuracy import Result
 from msn.evaluation.finetune import FinetuneLearner, build_model, build_optimizer
 from msn.evaluation.job import build_job, read_weights
 from msn.interop.reading import read
+from msn.models.beit import Beit
 from msn.models.classifier import Classifier
 from msn.models.encoder import NORMED
 from msn.models.vit import build_encoder
@@ -253,6 +254,27 @@ def test_the_class_token_is_read_where_it_was_trained(
     else:
         with pytest.raises(UserError, match="its classifier reads averaged patches"):
             read(file, num_heads=2)
+
+
+def test_a_vit_of_simmim_goes_on_from_its_state(weights: Path, tmp_path: Path) -> None:
+    """Its blocks have tables of their own by then, which the pre-trained weights have not."""
+    state = checkpoint.load(weights)
+    encoder = Beit(EncoderSize(4, 48, 2, 2), image_size=8, in_chans=1)
+    file = tmp_path / "simmim.pth.tar"
+    checkpoint.save(file, {**state, "target_encoder": encoder.state_dict()})
+    one, other = (learner(file, tmp_path) for _ in range(2))
+    assert one.model.pool == "patches"
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    for step in (3, 4):
+        one.train_step(images.clone(), labels, step)
+    checkpoint.save(tmp_path / "state.pth.tar", one.state())
+    loaded = checkpoint.load(tmp_path / "state.pth.tar", "classifier")
+    other.load_state(checkpoint.Found(tmp_path / "state.pth.tar", loaded))
+    losses = [each.train_step(images.clone(), labels, 5) for each in (one, other)]
+    assert torch.equal(*losses)
+    assert_same(one.state(), other.state())
+    names = {f"encoder.blocks.{number}.attn.relative_position_bias_table" for number in (0, 1)}
+    assert {name for name in one.state()["classifier"] if "table" in name} == names
 
 
 @pytest.mark.parametrize(
