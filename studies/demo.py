@@ -8,7 +8,7 @@ from measures import pixels, untrained
 
 from msn.config.sections.data import Images
 
-PROTO = "criterion.num_proto=64"
+FEWER = "criterion.num_proto=24"
 
 STUDY = Study(
     name="demo",
@@ -18,19 +18,19 @@ STUDY = Study(
     runs={
         "raw_pixels": Run(measure=pixels),
         "untrained": Run(measure=untrained),
-        "recipe": Run(),
-        "crops_no_blur": Run(("data.rand_crop_scale=[0.4, 1.0]", "data.blur=0.0")),
-        "patch3": Run(
-            ("meta.encoder.patch_size=3", "data.rand_size=15", "data.focal_size=9"),
+        "proto24": Run((FEWER,)),
+        "proto24_crops_no_blur": Run((FEWER, "data.rand_crop_scale=[0.4, 1.0]", "data.blur=0.0")),
+        "proto24_patch3": Run(
+            (FEWER, "meta.encoder.patch_size=3", "data.rand_size=15", "data.focal_size=9")
         ),
-        "proto64": Run((PROTO,)),
+        "recipe": Run(),
         "proto128": Run(("criterion.num_proto=128",)),
-        "proto64_less_jitter": Run((PROTO, "data.color_jitter_strength=0.1")),
-        "proto64_drop15": Run((PROTO, "data.patch_drop=0.15")),
-        "proto64_crops70": Run((PROTO, "data.rand_crop_scale=[0.7, 1.0]")),
-        "proto64_focal2": Run((PROTO, "data.rand_views=1", "data.focal_views=2")),
-        "proto64_longer": Run((PROTO, "optimization.epochs=80")),
-        "proto64_drop": Run((PROTO, "data.patch_drop=0.5")),
+        "less_jitter": Run(("data.color_jitter_strength=0.1",)),
+        "drop15": Run(("data.patch_drop=0.15",)),
+        "crops70": Run(("data.rand_crop_scale=[0.7, 1.0]",)),
+        "focal2": Run(("data.rand_views=1", "data.focal_views=2")),
+        "longer": Run(("optimization.epochs=80",)),
+        "drop": Run(("data.patch_drop=0.5",)),
     },
 )
 

@@ -120,8 +120,8 @@ def run(study: Study, name: str, seed: int) -> None:
     config = study.config(name, seed)
     scores = study.runs[name].measure(config, study.images_of(name).splits(test=False))
     path.parent.mkdir(parents=True, exist_ok=True)
-    changes = list(study.runs[name].changes)
-    write_json(path, {"run": name, "seed": seed, "changes": changes, "validation": scores})
+    settings = config.model_dump(mode="json", exclude={"logging": True, "data": {"root_path"}})
+    write_json(path, {"run": name, "seed": seed, "validation": scores, "config": settings})
     print(f"{path}: {scores}")
 
 

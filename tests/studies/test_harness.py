@@ -111,10 +111,10 @@ def test_a_killed_run_goes_on_and_scores_as_an_unbroken_one(tmp_path: Path) -> N
         json.loads((each / "results/tiny/long-0.json").read_text()) for each in (killed, whole)
     ]
     assert found[0] == found[1]
-    assert set(found[0]) == {"run", "seed", "changes", "validation"}
+    assert set(found[0]) == {"run", "seed", "validation", "config"}
     short = json.loads((killed / "results/tiny/short-0.json").read_text())
     assert "5 a class" in short["validation"]
-    assert short["changes"] == list(SHORT)
+    assert short["config"]["optimization"]["epochs"] == 1
 
 
 def test_validation_images_are_training_images_that_no_run_trains_on(tmp_path: Path) -> None:
