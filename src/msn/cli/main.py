@@ -35,6 +35,11 @@ COMMANDS = {
         "draw held-out images, masked and filled in by MAE or SimMIM",
         files.add_reconstruction,
     ),
+    "visualize attention": Command(
+        "visualize",
+        "draw where the class token of a Vision Transformer looks",
+        pictures.add_attention,
+    ),
     "visualize prototypes": Command(
         "visualize",
         "draw the images that each prototype of MSN stands for, and how often it is used",

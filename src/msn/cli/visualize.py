@@ -1,19 +1,20 @@
-"""`msn visualize prototypes`: draw what the representation of an encoder sees."""
+"""`msn visualize`, but for reconstructions: draw what the representation of an encoder holds."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench
-from msn.data.labeled import CenterCrop, evenly_spaced
+from msn.data.labeled import CenterCrop, WholeImage, evenly_spaced
 from msn.data.sources import Source
 from msn.evaluation.features import Features, views
 from msn.models.encoder import NORMED, Taps
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place
+from msn.visualize.attention import attention
 from msn.visualize.picture import Picture, write
 from msn.visualize.prototypes import prototypes, require_prototypes
 
@@ -44,13 +45,47 @@ def _prototypes(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dic
     return drawn, {}
 
 
+def _attention(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dict[str, Any]]:
+    views, names = _shown(bench, options)
+    drawn = attention(
+        bench.encoder, views, block=options.block, mask=options.mask, mass=options.mass
+    )
+    return drawn, {"block": options.block, "mask": options.mask, "names": names}
+
+
+def _shown(bench: Bench, options: argparse.Namespace) -> tuple[list[np.ndarray], list[str]]:
+    """Make the views of the images that the options name, and name those that can be read."""
+    source, encoder = bench.open(options.split), bench.encoder
+    size, filter_ = encoder.image_size, encoder.interpolation
+    whole = WholeImage(size, encoder.model.pitch, filter_)
+    view = whole if options.keep_aspect else CenterCrop(size, filter_)
+    found, names = [], []
+    for batch in views(source, _chosen(source, options), view, batch_size=1):
+        bench.unreadable.meet(bad.image for bad in batch.bad)
+        if not batch.bad:
+            found.append(batch.images[0].numpy())
+            names.append(source.name(int(batch.labels[0])))
+    bench.settle()
+    _require_some(found)
+    return found, names
+
+
+def _chosen(source: Source, options: argparse.Namespace) -> np.ndarray:
+    limit = options.number if options.count is None and not options.images else options.count
+    return evenly_spaced(len(source), limit)
+
+
+def _require_some(found: Sized) -> None:
+    if not len(found):
+        raise UserError("none of the images can be read; name others (--images, data.root_path)")
+
+
 def _features(bench: Bench, options: argparse.Namespace, taps: Taps) -> tuple[Source, Features]:
     """Compute the features of the images that the options name."""
     source = bench.open(options.split)
-    found = bench.extract(source, indices=evenly_spaced(len(source), options.count), taps=taps)
+    found = bench.extract(source, indices=_chosen(source, options), taps=taps)
     bench.settle()
-    if not len(found.features):
-        raise UserError("none of the images can be read; name others (--images, data.root_path)")
+    _require_some(found.features)
     return source, found
 
 
@@ -62,4 +97,4 @@ def _views(bench: Bench, source: Source, indices: np.ndarray) -> np.ndarray:
 
 
 Draw = Callable[[Bench, argparse.Namespace], tuple[Picture, dict[str, Any]]]
-DRAWN: dict[str, Draw] = {"prototypes": _prototypes}
+DRAWN: dict[str, Draw] = {"attention": _attention, "prototypes": _prototypes}

@@ -18,7 +18,7 @@ from msn.data.draws import ViewKind, ViewSpec
 from msn.data.image import ArrayImage, BadImage, Image
 from msn.data.order import Order
 from msn.data.sources import Source
-from msn.data.views import SampleViews, eval_view, make_views
+from msn.data.views import SampleViews, eval_view, make_views, whole_view
 from msn.data.workers import made_by_workers
 
 Transform = Callable[[Image, int, int], np.ndarray]
@@ -94,6 +94,18 @@ class CenterCrop:
 
     def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
         return eval_view(image.pixels(), self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """A view in the proportions of the image, see `msn.data.views.whole_view`."""
+
+    size: int
+    multiple: int
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, image: Image, epoch: int, index: int) -> np.ndarray:
+        return whole_view(image.pixels(), self.size, self.multiple, self.interpolation)
 
 
 def shuffled_batches(

@@ -110,6 +110,22 @@ def eval_view(
     return np.ascontiguousarray(view).reshape(size, size, channels)
 
 
+def whole_view(
+    image: np.ndarray, size: int, multiple: int, interpolation: Interpolation = "bilinear"
+) -> np.ndarray:
+    """Make a view in the proportions of the image, uint8 (H, W, C).
+
+    The short side is resized to `size`, then what exceeds multiples of a number is cut off evenly.
+    """
+    short = min(image.shape[:2])
+    tall, wide = (round(size * side / short) for side in image.shape[:2])
+    height, width = (side - side % multiple for side in (tall, wide))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    whole = resize(_plane(image), tall, wide, interpolation)
+    view = whole[top : top + height, left : left + width]
+    return np.ascontiguousarray(view).reshape(height, width, image.shape[2])
+
+
 def eval_short_side(size: int) -> int:
     """Compute the short side before the evaluation view is cut out: size * 256 / 224.
 

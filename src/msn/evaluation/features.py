@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msn.config.sections.data import Interpolation
 from msn.data.image import BadImage
-from msn.data.labeled import Batch, CenterCrop, LabeledSet, batches_in_turn
+from msn.data.labeled import Batch, CenterCrop, LabeledSet, Transform, batches_in_turn
 from msn.data.sources import Source
 from msn.data.unreadable import Unreadable
 from msn.data.views import eval_view
@@ -269,7 +269,7 @@ def require_finite(features: Tensor, names: Sequence[str] | None = None) -> None
 
 
 def views(
-    source: Source, indices: np.ndarray, view: CenterCrop, *, batch_size: int, num_workers: int = 0
+    source: Source, indices: np.ndarray, view: Transform, *, batch_size: int, num_workers: int = 0
 ) -> Iterator[Batch]:
     """Load evaluation views in batches, which hold the images' indices in place of labels."""
     images = LabeledSet(source, np.arange(len(source)), indices)

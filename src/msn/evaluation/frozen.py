@@ -151,15 +151,62 @@ class FrozenEncoder:
             )
 
     @torch.no_grad()
+    def attention(
+        self, views: Tensor, indices: Sequence[int], *, block: int = -1, mask: float = 0.0
+    ) -> Tensor:
+        """Compute how the class token attends to all tokens: float32 (B, heads, 1 + N) on the CPU.
+
+        Itself first, then the patches row by row, NaN for those that an image loses; without them
+        it sums to 1.
+
+        Args:
+            views: one batch as for `encode`, of any height and width.
+            indices: of the images in their source, which draw what patches they lose.
+            block: number of the block, from 0, or from the last back, -1.
+            mask: share of patches to drop.
+
+        Raises:
+            UserError: the encoder has no such attention.
+        """
+        self._require_patches(_sides(views))
+        keep, model = self._keep(views, indices, mask), self.model
+        images = self._normalized(model, views)
+        with self._autocast(model):
+            found = model.attention_maps(
+                *(images, block, None if keep is None else keep.to(model.device)),
+                class_token_only=True,
+            )[:, :, 0]
+        weights = found.float().cpu()
+        if keep is None:
+            return weights
+        rows, columns = model.grid(*_sides(views))
+        whole: Tensor = weights.new_full((*weights.shape[:2], 1 + rows * columns), torch.nan)
+        places = torch.cat([torch.zeros(len(keep), 1, dtype=keep.dtype), keep + 1], dim=1)
+        whole.scatter_(2, places[:, None].expand_as(weights), weights)
+        return whole
+
+    @torch.no_grad()
+    def patches(self, views: Tensor) -> Tensor:
+        """Compute the final tokens of a batch of any height and width: (B, rows, columns, D)."""
+        self._require_patches(_sides(views))
+        with self._autocast(self.model):
+            tokens = self.model.patch_tokens(self._normalized(self.model, views)).float().cpu()
+        return tokens.reshape(len(tokens), *self.model.grid(*_sides(views)), -1)
+
+    @torch.no_grad()
     def _encode(self, model: Encoder, views: Tensor, keep: Tensor | None, taps: Taps) -> Tensor:
+        keep = None if keep is None else keep.to(model.device)
+        with self._autocast(model):
+            return model.features(self._normalized(model, views), taps, keep).float().cpu()
+
+    def _normalized(self, model: Encoder, views: Tensor) -> Tensor:
         device = model.device
         if views.is_floating_point():
-            images = views.to(device)
-        else:
-            images = normalize(views, *self._statistics[device])
-        keep = None if keep is None else keep.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            return model.features(images, taps, keep).float().cpu()
+            return views.to(device)
+        return normalize(views, *self._statistics[device])
+
+    def _autocast(self, model: Encoder) -> torch.autocast:
+        return torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16)
 
     def _require_patches(self, sides: tuple[int, int]) -> None:
         if 0 in self.model.grid(*sides):

@@ -17,11 +17,14 @@ from msn.config.sizes import EncoderSize
 from msn.models.block import (
     Affine,
     attention_linear,
+    attention_weights,
     fused_attention,
     gelu_linear,
     norm_linear,
 )
+from msn.models.encoder import Taps
 from msn.models.vit import PatchEmbed, VisionTransformer
+from msn.runtime.errors import UserError
 
 EXTRA = 3
 """Rows of a table behind those of patch pairs: class token to patch, patch to class token, class
@@ -88,6 +91,23 @@ class BeitBlock(TimmBlock):  # type: ignore[misc]  # timm has no types
             hidden if self.gamma_2 is None else self.gamma_2 * hidden
         )
         return tokens
+
+    def attention_weights(
+        self,
+        x: Tensor,
+        shared: Tensor | None,
+        grid: tuple[int, int],
+        *,
+        class_token_only: bool = False,
+    ) -> Tensor:
+        """Compute how tokens attend to each other, see `msn.models.block.attention_weights`."""
+        return attention_weights(
+            self.norm1(x),
+            self.query_key_value(),
+            self.attn.num_heads,
+            self.scores_bias(shared, grid),
+            class_token_only=class_token_only,
+        )
 
     def scores_bias(self, shared: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
         """Add the block's own biases, if it has any, to the shared ones: (heads, N, N)."""
@@ -190,18 +210,13 @@ class Beit(VisionTransformer):
         self.rel_pos_bias = None
         self.form = self.form._replace(shared_bias=False, block_bias=True)
 
-    def attention_maps(self, images: Tensor) -> Tensor:
-        """Compute attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
-        tokens, beside = self.embed(images), self.beside(*images.shape[-2:])
-        for block in self.blocks[:-1]:
-            tokens = block(tokens, *beside)
-        last = self.blocks[-1]
-        qkv = norm_linear(tokens, last.norm1, last.query_key_value())
-        query, key, _ = qkv.unflatten(-1, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = query @ key.mT * last.attn.scale
-        bias = last.scores_bias(*beside)
-        weights: Tensor = (scores if bias is None else scores + bias).softmax(dim=-1)
-        return weights
+    def check(self, taps: Taps) -> None:
+        super().check(taps)
+        if taps.mask:
+            raise UserError(
+                f"--mask {taps.mask:g}: an encoder with relative position biases sees whole images;"
+                " leave it out"
+            )
 
 
 def relative_bias(table: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

@@ -45,6 +45,13 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
         tokens: Tensor = x + self.drop_path2(self.ls2(gelu_linear(hidden, mlp.fc2)))
         return tokens
 
+    def attention_weights(self, x: Tensor, *, class_token_only: bool = False) -> Tensor:
+        """Compute how tokens attend to each other, see the function of this name."""
+        attention = self.attn
+        linear = Affine(attention.qkv.weight, attention.qkv.bias)
+        normed, heads = self.norm1(x), attention.num_heads
+        return attention_weights(normed, linear, heads, class_token_only=class_token_only)
+
     def _class_token(self, x: Tensor) -> Tensor:
         """Compute the output of the class token alone, without forming keys or values.
 
@@ -64,6 +71,31 @@ class Block(TimmBlock):  # type: ignore[misc]  # timm has no types
         token = x[:, 0] + self.drop_path1(self.ls1(attention.proj(mixed.flatten(1) + value_bias)))
         out: Tensor = token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
         return out
+
+
+def attention_weights(
+    x: Tensor,
+    linear: Affine,
+    heads: int,
+    scores_bias: Tensor | None = None,
+    *,
+    class_token_only: bool = False,
+) -> Tensor:
+    """Compute the weights of self-attention: (B, heads, N, N), rows sum to 1.
+
+    With `class_token_only` the first row alone, (B, heads, 1, N), without the memory for the
+    others; the other arguments are those of `attention_linear`.
+    """
+    query_weight, key_weight, _ = linear.weight.chunk(3)
+    query_bias, key_bias, _ = linear.bias.chunk(3)
+    query = F.linear(x[:, :1] if class_token_only else x, query_weight, query_bias)
+    key = F.linear(x, key_weight, key_bias)
+    query, key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key))
+    scores = query @ key.mT * key.shape[-1] ** -0.5
+    if scores_bias is not None:
+        scores = scores + scores_bias[:, : scores.shape[2]]
+    weights: Tensor = scores.softmax(dim=-1)
+    return weights
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear | Affine) -> Tensor:

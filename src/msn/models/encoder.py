@@ -7,6 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from msn.runtime.errors import UserError
+
 
 class Taps(NamedTuple):
     """Where features are taken from. As it stands: what MSN's own evaluations read.
@@ -24,6 +26,8 @@ class Taps(NamedTuple):
     mask: float = 0.0
 
 
+FAR = 2**20
+"""Side of an image so large, in px, that its border does not count."""
 MSN_TAPS = Taps()
 NORMED = Taps(norm=True)
 """The class token as others read it."""
@@ -105,6 +109,35 @@ class Encoder(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from one token of the grid to the next."""
+        return FAR // self.grid(FAR, FAR)[0]
+
+    def attention_maps(
+        self,
+        images: Tensor,
+        block: int = -1,
+        keep: Tensor | None = None,
+        *,
+        class_token_only: bool = False,
+    ) -> Tensor:
+        """Compute the attention weights of a block: (B, heads, 1 + N, 1 + N), rows sum to 1.
+
+        Args:
+            images: one batch of equal size.
+            block: number of the block, from 0, or from the last back, -1.
+            keep: kept patches, see `msn.models.masking.random_keep`; None keeps all.
+            class_token_only: compute its row alone, (B, heads, 1, 1 + N), in a fraction of the
+                memory.
+
+        Raises:
+            UserError: there is no such block, or no attention.
+        """
+        raise UserError(
+            f"a {type(self).__name__} has no attention of a class token; give a Vision Transformer"
+        )
 
     def width(self, taps: Taps = MSN_TAPS) -> int:
         """Count the numbers that make up the features of one image."""

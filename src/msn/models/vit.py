@@ -195,15 +195,24 @@ class VisionTransformer(Encoder):
         """Compute the normalized patch tokens after the last block: (B, N, D)."""
         return self.tokens(images)[:, 1:]
 
-    def attention_maps(self, images: Tensor) -> Tensor:
-        """Compute attention weights of the last block: (B, heads, N + 1, N + 1), rows sum to 1."""
-        tokens = self.embed(images)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        attention = self.blocks[-1].attn
-        qkv = attention.qkv(self.blocks[-1].norm1(tokens))
-        query, key, _ = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        weights: Tensor = (query @ key.transpose(-2, -1) * attention.scale).softmax(dim=-1)
+    def attention_maps(
+        self,
+        images: Tensor,
+        block: int = -1,
+        keep: Tensor | None = None,
+        *,
+        class_token_only: bool = False,
+    ) -> Tensor:
+        depth = len(self.blocks)
+        if not -depth <= block < depth:
+            raise UserError(f"--block {block}: must be 0 to {depth - 1}, or -{depth} to -1")
+        tokens, beside = self.embed(images, keep), self.beside(*images.shape[-2:])
+        for before in self.blocks[: block % depth]:
+            tokens = before(tokens, *beside)
+        looked_into = self.blocks[block]
+        weights: Tensor = looked_into.attention_weights(
+            tokens, *beside, class_token_only=class_token_only
+        )
         return weights
 
     def embed(

@@ -45,9 +45,37 @@ def magnification(side: int) -> int:
 
 def framed(picture: np.ndarray, zoom: int) -> np.ndarray:
     """Convert a picture to RGB, from its first three channels, with a margin right and below."""
-    rgb = picture[..., :3] if picture.shape[2] >= 3 else np.repeat(picture[..., :1], 3, axis=2)
-    large = rgb.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    large = rgb(picture).repeat(zoom, axis=0).repeat(zoom, axis=1)
     return np.pad(large, ((0, GAP), (0, GAP), (0, 0)), constant_values=PAPER)
+
+
+def rgb(picture: np.ndarray) -> np.ndarray:
+    """Convert a picture (H, W, C) to RGB: its first three channels, or the first as gray."""
+    return picture[..., :3] if picture.shape[2] >= 3 else np.repeat(picture[..., :1], 3, axis=2)
+
+
+def padded(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Put pictures of several sizes on paper of one, in RGB: (N, H, W, 3)."""
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    paper = np.full((len(pictures), height, width, 3), PAPER, np.uint8)
+    for place, picture in zip(paper, pictures, strict=True):
+        place[: picture.shape[0], : picture.shape[1]] = rgb(picture)
+    return paper
+
+
+def covered(picture: np.ndarray, grid: tuple[int, int], stride: int) -> np.ndarray:
+    """Cut off the border that whole cells of a grid do not cover."""
+    height, width = (
+        count * min(stride, side // count)
+        for count, side in zip(grid, picture.shape[:2], strict=True)
+    )
+    return picture[:height, :width]
+
+
+def enlarged(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Repeat the cells of a grid so that they fill a picture of this height and width."""
+    up, across = shape[0] // cells.shape[0], shape[1] // cells.shape[1]
+    return cells.repeat(up, axis=0).repeat(across, axis=1)
 
 
 def heading(width: int, names: Iterable[tuple[int, str]]) -> np.ndarray:

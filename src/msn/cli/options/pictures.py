@@ -2,7 +2,7 @@
 
 import argparse
 
-from msn.cli.arguments import count, few, path, png
+from msn.cli.arguments import count, few, path, png, share
 from msn.cli.options.encoders import SPLITS, add_bench
 
 
@@ -14,11 +14,35 @@ def add_prototypes(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=few, default=32, metavar="N", help="prototypes drawn, the most used ones")
 
 
+def add_attention(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `visualize attention`."""
+    _add_images(parser, "attention", number=4)
+    _add_proportions(parser)
+    add = parser.add_argument
+    add("--block", type=int, default=-1, metavar="N", help="block, from 0, or from the last, -1")
+    add("--mask", type=share, default=0.0, metavar="SHARE", help="share of the patches to drop")
+    add(
+        "--mass",
+        type=share,
+        default=0.6,
+        metavar="SHARE",
+        help="share of the mean map that the patches kept in the last column hold",
+    )
+
+
+def _add_proportions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-aspect",
+        action="store_true",
+        help="take whole images, their short side of the image size, in place of central squares",
+    )
+
+
 def _add_images(
-    parser: argparse.ArgumentParser, drawn: str, *, split: str, number: int | None = None
+    parser: argparse.ArgumentParser, drawn: str, *, split: str = "val", number: int | None = None
 ) -> None:
     """Add the options for the encoder, the images and the picture."""
-    parser.set_defaults(drawn=drawn)
+    parser.set_defaults(drawn=drawn, number=number)
     add_bench(parser)
     add = parser.add_argument
     add(
@@ -33,8 +57,8 @@ def _add_images(
     add(
         "--count",
         type=count,
-        default=number,
         metavar="N",
-        help="take so many of the images, evenly spaced; left out, all",
+        help="take so many of the images, evenly spaced; left out, all"
+        + f" of --images, {number} of a data set" * bool(number),
     )
     add("--out", required=True, type=png, metavar="PNG", help="picture to write, and .json")
