@@ -19,7 +19,7 @@ from msn.evaluation.lowshot import LAMBDA, draw_subset, low_shot
 from msn.methods import Method
 from msn.methods.schedules import cosine
 from msn.models.classifier import Classifier
-from msn.models.encoder import MSN_TAPS, Taps
+from msn.models.encoder import MSN_TAPS, Encoder, Taps
 from msn.runtime import keyed
 from msn.train.build import build_parts
 from msn.visualize.report import Representation
@@ -96,7 +96,9 @@ def _from_scratch(config: Config, splits: Splits, few: np.ndarray) -> float:
     assert isinstance(config, MSNConfig)
     parts = build_parts(config, torch.device("cpu"))
     labels, truth = map(labels_of, splits)
-    model = Classifier(parts.model.trained_encoders()[0], int(labels.max()) + 1)
+    encoder = parts.model.trained_networks()[0]
+    assert isinstance(encoder, Encoder)
+    model = Classifier(encoder, int(labels.max()) + 1)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     data, batch = config.data, min(BATCH, len(few))
     view = RandomCrop(data.rand_size, data.rand_crop_scale, data.flip, config.meta.seed)

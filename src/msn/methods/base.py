@@ -10,7 +10,7 @@ from msn.config.kinds import Config
 from msn.data.batch import Views
 from msn.data.draws import ViewKind, ViewSpec
 from msn.methods.schedules import Schedules, msn_schedules
-from msn.models.encoder import Encoder
+from msn.models.encoder import Encoder, Staged
 from msn.runtime import checkpoint, collectives
 
 Fact = tuple[str, str]
@@ -131,18 +131,13 @@ class Method(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Do what follows an optimizer step, such as moving a target; by default nothing."""
 
-    def encoders(self) -> Sequence[Encoder]:
-        """List all encoders, whose blocks are sharded and compiled one by one."""
+    def networks(self) -> Sequence[Staged]:
+        """List all networks, whose parts are sharded and compiled one by one."""
         return [self.encoder]
 
-    def use_fused_attention(self, fused: bool) -> None:
-        """Choose how attention is computed, see `msn.models.encoder.fuse_attention`."""
-        for encoder in self.encoders():
-            encoder.use_fused_attention(fused)
-
-    def trained_encoders(self) -> Sequence[Encoder]:
-        """List the encoders that gradients flow through, whose activations can be recomputed."""
-        return [self.encoder]
+    def trained_networks(self) -> Sequence[Staged]:
+        """List those that gradients flow through, whose activations can be recomputed."""
+        return self.networks()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Put each trainable parameter into one group of the optimizer.

@@ -17,11 +17,11 @@ from msn.data.batch import Views
 from msn.methods.base import Cost, Fact, Output, Reconstruction, activation_bytes
 from msn.methods.image_method import IMAGE, ImageDetails, ImageMethod
 from msn.methods.schedules import Schedules, mae_schedules
-from msn.models.encoder import fuse_attention
 from msn.models.mae_decoder import Decoder, init_encoder
 from msn.models.mask_units import enlarged
 from msn.models.masking import Kept, keep_lowest, kept_patches, keyed_noise
 from msn.models.patches import patchify, unpatchify
+from msn.models.stack import BlockStack
 from msn.models.vit import PatchEmbed, VisionTransformer, build_encoder
 from msn.runtime import collectives
 from msn.runtime.keyed import Stream, seed64
@@ -153,13 +153,12 @@ class MAE(ImageMethod):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{**group, "betas": BETAS} for group in super().parameter_groups()]
 
-    def use_fused_attention(self, fused: bool) -> None:
-        super().use_fused_attention(fused)
-        fuse_attention(self.decoder.blocks, fused)
-
     @property
     def encoder(self) -> VisionTransformer:
         return self.backbone
+
+    def networks(self) -> list[BlockStack]:
+        return [self.backbone, self.decoder]
 
     def target(self, images: Tensor) -> Tensor:
         """Compute what is to be predicted of images: (B, N, values of a patch)."""

@@ -1,8 +1,8 @@
 """What an image encoder is to methods and evaluations, and where its features are read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,41 @@ NORMED = Taps(norm=True)
 """The class token as others read it."""
 
 
-class Encoder(nn.Module, ABC):
+class Staged(nn.Module, ABC):
+    """A network in parts, which are sharded, compiled and recomputed one by one.
+
+    Attributes:
+        ENTRIES: methods beside `forward` that compute on images, which sharding has to know.
+    """
+
+    ENTRIES: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def stages(self) -> Sequence[nn.Module]:
+        """List the parts from input to output, the stem first, then one block after another.
+
+        They are sharded, or frozen in fine-tuning, one by one.
+        """
+
+    @abstractmethod
+    def compile_blocks(self) -> None:
+        """Compile the parts that are alike when they are first used; names are unchanged."""
+
+    @abstractmethod
+    def recompute_activations(self, recompute: bool) -> None:
+        """Keep only the inputs of the parts, and recompute the rest in the backward pass."""
+
+    def use_fused_attention(self, fused: bool) -> None:
+        """Choose how attention is computed, in networks that have it."""
+
+
+class Encoder(Staged):
     """Images (B, C, H, W) to features: what methods train and evaluations read.
 
     Attributes:
         embed_dim: width D of a token.
         in_chans: channels C of an image.
         num_heads: of its attention, which the shapes of weights do not tell; None without.
-        ENTRIES: methods beside `forward` that compute on images, which sharding has to know.
         STEM, BLOCKS: patterns of the names of parameters, with the numbers of a block in groups,
             for learning rates by layer.
     """
@@ -70,21 +97,6 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Compute the final tokens of all places of the grid, row by row: (B, N, D)."""
-
-    @abstractmethod
-    def stages(self) -> Sequence[nn.Module]:
-        """List the parts from input to output, the stem first, then one block after another.
-
-        They are sharded, or frozen in fine-tuning, one by one.
-        """
-
-    @abstractmethod
-    def compile_blocks(self) -> None:
-        """Compile the parts that are alike when they are first used; names are unchanged."""
-
-    @abstractmethod
-    def recompute_activations(self, recompute: bool) -> None:
-        """Keep only the inputs of the parts, and recompute the rest in the backward pass."""
 
     @abstractmethod
     def set_drop_path(self, rate: float) -> None:
@@ -145,16 +157,3 @@ class Encoder(nn.Module, ABC):
 
     def unshare(self) -> None:
         """Give each block weights of its own in place of those that blocks share, if there are."""
-
-    def use_fused_attention(self, fused: bool) -> None:
-        """Choose how attention is computed, in encoders that have it."""
-
-
-def fuse_attention(blocks: Iterable[Any], fused: bool) -> None:
-    """Choose PyTorch's fused attention or plain matrix products, with equal results.
-
-    Fused is the default and the faster choice, but for bfloat16 on a CPU, whose fused backward pass
-    takes three to five times as long.
-    """
-    for block in blocks:
-        block.attn.fused_attn = fused

@@ -1,6 +1,7 @@
 """MAE's decoder, and MAE's initialization of both its halves (arXiv 2111.06377)."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from msn.models.block import Block
 from msn.models.masking import Kept, unshuffle
 from msn.models.positions import sincos_positions
+from msn.models.stack import BlockStack
 
 
-class Decoder(nn.Module):
+class Decoder(BlockStack):
     """Predict the pixels of all patches from the tokens of the kept ones.
 
     Its parameters have the official names without the official `decoder_` before them.
@@ -42,7 +44,7 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         positions = sincos_positions(embed_dim, *grid)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.blocks: Any = nn.ModuleList(
+        self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=norm_layer)
             for _ in range(depth)
         )
@@ -58,9 +60,12 @@ class Decoder(nn.Module):
         """
         tokens = self.embed_tokens(latent, kept)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = self._run(block, tokens)
         prediction: Tensor = self.pred(self.norm(tokens[:, 1:]))
         return prediction
+
+    def stages(self) -> Sequence[nn.Module]:
+        return [self.embed, *self.blocks]
 
     def embed_tokens(self, latent: Tensor, kept: Kept) -> Tensor:
         """Make the tokens that enter the first block, in the order of the image: (B, 1 + N, d)."""

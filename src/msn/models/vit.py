@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from msn.config.sizes import EncoderSize
-from msn.models.encoder import MSN_TAPS, NORMED, Encoder, Taps, fuse_attention
+from msn.models.encoder import MSN_TAPS, NORMED, Encoder, Taps
 from msn.models.masking import select
 from msn.models.positions import sincos_positions
+from msn.models.stack import BlockStack
 from msn.runtime.errors import UserError
 
 
@@ -77,7 +77,7 @@ class ConvEmbed(nn.Module):
         return tokens
 
 
-class VisionTransformer(Encoder):
+class VisionTransformer(BlockStack, Encoder):
     """A ViT encoder whose output is the head's projection of the normalized class token.
 
     Args:
@@ -92,6 +92,7 @@ class VisionTransformer(Encoder):
     """
 
     ENTRIES = ("features", "tokens")
+    COMPILED = slice(-1)  # of the last little is computed
     STEM = r"cls_token|pos_embed|patch_embed"
     BLOCKS = r"blocks\.(\d+)"
 
@@ -119,9 +120,7 @@ class VisionTransformer(Encoder):
         self.patch_embed = patch_embed
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
         rates = [drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
-        # Any: to mypy a member of a module is a Tensor or a Module, which has no `attn`.
-        self._recompute = False
-        self.blocks: Any = nn.ModuleList(
+        self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
                 num_heads,
@@ -284,40 +283,9 @@ class VisionTransformer(Encoder):
         grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
         return torch.cat([cls_position, grid.flatten(2).transpose(1, 2)], dim=1)
 
-    def use_fused_attention(self, fused: bool) -> None:
-        fuse_attention(self.blocks, fused)
-
-    def recompute_activations(self, recompute: bool) -> None:
-        """Keep only the input of each block, and recompute the rest in the backward pass.
-
-        About a third more time for a fraction of the memory; the values are the same.
-        """
-        self._recompute = recompute
-
-    def compile_blocks(self) -> None:
-        """Compile the blocks when they are first used, for every shape that they meet.
-
-        By block, as all blocks are alike and one is compiled in a fraction of the time of the
-        whole; sharding and the exchange of gradients meet whole blocks, too. The last, of which
-        little is computed, is left as it is. Names are unchanged.
-        """
-        # Views of three sizes and stochastic depth of each block: more variants than the 8 after
-        # which torch gives up.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
-        for block in self.blocks[:-1]:
-            block.compile(dynamic=False)
-
     def beside(self, height: int, width: int) -> tuple[Any, ...]:
         """Give what each block takes beside the tokens of an image of this size; here nothing."""
         return ()
-
-    def _run(self, block: nn.Module, tokens: Tensor, beside: tuple[Any, ...]) -> Tensor:
-        """Run a block on all tokens, keeping its activations or not."""
-        if self._recompute and torch.is_grad_enabled():
-            again: Tensor = checkpoint(block, tokens, *beside, use_reentrant=False)
-            return again
-        out: Tensor = block(tokens, *beside)
-        return out
 
 
 def build_encoder(

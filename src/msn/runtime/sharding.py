@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def shard(model: nn.Module, encoders: Iterable[Any], device: torch.device) -> None:
+def shard(model: nn.Module, networks: Iterable[Any], device: torch.device) -> None:
     """Shard a model's weights in place, block by block; each shard goes to its device.
 
     Args:
         model: equal on all processes, on the CPU, so that no device ever holds the whole.
-        encoders: of the model, see `msn.models.encoder.Encoder`.
+        networks: of the model, see `msn.models.encoder.Staged`.
         device: of this process.
 
     Raises:
@@ -42,12 +42,12 @@ def shard(model: nn.Module, encoders: Iterable[Any], device: torch.device) -> No
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (processes,))
-    for encoder in encoders:
-        for block in encoder.stages()[1:]:
+    for network in networks:
+        for block in network.stages()[1:]:
             fully_shard(block, mesh=mesh)
-        fully_shard(encoder, mesh=mesh)
-        for entry in encoder.ENTRIES:
-            register_fsdp_forward_method(encoder, entry)
+        fully_shard(network, mesh=mesh)
+        for entry in network.ENTRIES:
+            register_fsdp_forward_method(network, entry)
     fully_shard(model, mesh=mesh)
 
 

@@ -128,16 +128,16 @@ def build_parts(
     steps = steps_per_epoch(batch, len(source))
     model = build_model(method or method_of(config), config, source.channels, steps)
     if config.meta.shard:
-        sharding.shard(model, model.encoders(), device)
+        sharding.shard(model, model.networks(), device)
     model.to(device)
     bf16 = use_bf16(config.meta.precision, device)
-    model.use_fused_attention(not (bf16 and device.type == "cpu"))
-    for encoder in model.encoders():
+    for network in model.networks():
+        network.use_fused_attention(not (bf16 and device.type == "cpu"))
         if config.meta.compile:
             require_compiler(device)
-            encoder.compile_blocks()
-    for encoder in model.trained_encoders():
-        encoder.recompute_activations(config.meta.checkpoint_activations)
+            network.compile_blocks()
+    for network in model.trained_networks():
+        network.recompute_activations(config.meta.checkpoint_activations)
     return Parts(
         model=model,
         replica=model,

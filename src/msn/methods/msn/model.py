@@ -232,10 +232,10 @@ class MSN(Method):
     def encoder(self) -> VisionTransformer:
         return self.target
 
-    def encoders(self) -> list[VisionTransformer]:
+    def networks(self) -> list[VisionTransformer]:
         return [self.anchor, self.target]
 
-    def trained_encoders(self) -> list[VisionTransformer]:
+    def trained_networks(self) -> list[VisionTransformer]:
         return [self.anchor]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
