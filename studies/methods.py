@@ -61,9 +61,9 @@ STUDY = Study(
         ),
         "lightly_msn": Run((LENGTH,), lightly),
         "mae": Run(
-            (*ALIKE, "criterion.global_batch_size=null", ENCODER),
+            (*ALIKE, ENCODER),
             partial(trained, taps=PATCHES),  # which predict the pixels
-            ROOT / "configs/digits_mae.yaml",
+            RECIPES / "fashion_mnist_mae.yaml",
         ),
         "simmim": Run(
             (
