@@ -148,7 +148,7 @@ def test_bad_images_of_frozen_evaluations(run: Run, weights: Path, tmp_path: Pat
         images = f"{len(found)} image{'s' * (len(found) > 1)}"
         assert err.startswith(f"error: {images} cannot be read: {found[0]} (")
         assert all(path in err for path in found)
-        assert err.endswith("or go on without: --skip-bad\n")
+        assert err.endswith("or continue without: --skip-bad\n")
         code, out, err = run(words, root, "--skip-bad")
         assert code == 0, err
         assert f"note: {images} cannot be read and left out: {found[0]} (" in out

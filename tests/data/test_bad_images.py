@@ -145,7 +145,7 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path) -> None:
         message = str(caught.value)
         assert message.startswith(f"{path}: cannot be read as the run's list of bad images (")
         assert message.endswith(
-            "); move it away, and the run lists anew those that it meets from now on"
+            "); move it away, and the run lists again those that it meets from now on"
         )
         assert len(message) < 400
         path.rmdir() if path.is_dir() else path.unlink()

@@ -138,7 +138,7 @@ def test_a_released_file_given_by_hand(
         (["import", "WEIGHTS", "--model-name", "vit"], "not a model"),
         (["import", "WEIGHTS", "OUT"], "OUT and --as go together"),
         (["import", "none.pth.tar"], "no such checkpoint"),
-        (["import", "WEIGHTS", "--as", "run", "OUT"], "cannot be read; get the release anew"),
+        (["import", "WEIGHTS", "--as", "run", "OUT"], "cannot be read; download the release again"),
         (["export", "WEIGHTS", "OUT", "--to", "release"], "not TAG-latest.pth.tar"),
         (["export", "WEIGHTS", "OUT", "--to", "onnx", "--opset", "99"], "--opset 99"),
         (["export", "WEIGHTS", "OUT", "--to", "onnx", "--image-size", "8"], "at least 16 px"),

@@ -76,7 +76,7 @@ def test_a_run_of_another_method_is_released(
     state = checkpoint.load(latest)
     del state["decoder"]
     checkpoint.save(tmp_path / "run/other-latest.pth.tar", state)
-    with pytest.raises(UserError, match="has no decoder, so training cannot go on from it"):
+    with pytest.raises(UserError, match="has no decoder, so training cannot resume from it"):
         release.write(tmp_path / "again", tmp_path / "run/other-latest.pth.tar")
 
 

@@ -89,7 +89,7 @@ def test_downloads_once(server: Server, tmp_path: Path) -> None:
 
 def test_goes_on_where_it_was_cut(server: Server, tmp_path: Path) -> None:
     server.cut = 1_000_000
-    with pytest.raises(UserError, match="1,000,000 of 5,120,000 bytes; the same command goes on"):
+    with pytest.raises(UserError, match="1,000,000 of 5,120,000 bytes; the same command resumes"):
         zoo.fetch(NAME, address=server.address)
     assert cached(tmp_path) == [f"{NAME}.pth.tar.part"]
     server.cut = 2_500_000
@@ -116,7 +116,7 @@ def test_a_whole_part_is_taken(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"SHA-256 is {HASH}, must be 0{{64}}; download it anew"):
+    with pytest.raises(UserError, match=rf"SHA-256 is {HASH}, must be 0{{64}}; download it again"):
         zoo.fetch(NAME, address=server.address, expected="0" * 64)
     assert cached(tmp_path) == []
     assert zoo.fetch(NAME, address=server.address, expected=HASH.upper()).exists()
@@ -125,7 +125,7 @@ def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path) -> None:
 def test_a_file_that_rotted_in_the_cache_is_noticed(server: Server, tmp_path: Path) -> None:
     path = zoo.fetch(NAME, address=server.address)
     path.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(UserError, match="remove it to download it anew"):
+    with pytest.raises(UserError, match="remove it to download it again"):
         zoo.fetch(NAME, address=server.address)
 
 

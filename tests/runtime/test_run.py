@@ -137,7 +137,7 @@ def test_killed_in_turn_two_processes_end_as_if_unbroken(two: Path, tmp_path: Pa
     code, _, err = finished(process, timeout=60)
     assert code == 130
     assert re.fullmatch(
-        r"stopped after step \d+ of 80 and saved; the same command goes on from there\n", err
+        r"stopped after step \d+ of 80 and saved; the same command resumes from there\n", err
     )
     done = int(err.split()[3])
     assert latest(tmp_path / "run")["step"] == done >= 52

@@ -292,5 +292,5 @@ def train_at_home(folder: Path) -> str:
 def test_a_folder_of_each_machine_is_refused(tmp_path: Path) -> None:
     first, second = run_on(2, train_at_home, tmp_path)
     assert "UserError: logging.folder run: is not shared between the machines" in second
-    assert first == f"PeerLost: rank 1 cannot go on: {second.removeprefix('UserError: ')}"
+    assert first == f"PeerLost: rank 1 cannot continue: {second.removeprefix('UserError: ')}"
     assert not list(tmp_path.glob("*/run/*"))

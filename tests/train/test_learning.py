@@ -62,7 +62,7 @@ def test_a_signal_stops_it_with_a_save(weights: Path, tmp_path: Path) -> None:
     done = latest(tmp_path / "run")["step"]
     assert 5 <= done < 20
     assert err.strip() == (
-        f"stopped after step {done} of 40 and saved; the same command goes on from there"
+        f"stopped after step {done} of 40 and saved; the same command resumes from there"
     )
     linear_evaluation(LinearConfig.model_validate(sections), CPU)
     assert latest(tmp_path / "run")["step"] == 40

@@ -97,7 +97,7 @@ def test_interrupted_by_ctrl_c(unbroken: Path, tmp_path: Path) -> None:
     assert end(process, 60) == 130
     stderr = text(output)
     assert "saved" in stderr
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes from there" in stderr
     assert len(stderr.strip().splitlines()) == 1
     assert 13 <= latest(tmp_path / "run")["step"] < 80
     assert main(command) == 0

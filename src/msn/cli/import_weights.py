@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("OUT and --as go together: give both, or neither to look only")
     if options.format == "run":
         config = release.unpack(Path(options.source), options.out)
-        print(f"to go on: python main.py --fname {config}")
+        print(f"to resume: python main.py --fname {config}")
         say_written(options.out)
         return
     if options.format:

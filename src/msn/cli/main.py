@@ -167,7 +167,7 @@ def _overview(words: list[str]) -> str:
             "",
             *(f"  {name.ljust(width)}  {COMMANDS[name].purpose}" for name in shown),
             "",
-            "msn COMMAND --help tells the options of a command, msn --version the version.",
+            "msn COMMAND --help lists the options of a command, msn --version the version.",
         )
     )
 

@@ -100,7 +100,7 @@ class BadImages:
             raise RunError(
                 f"{self.count} of {self._images} images are bad, more than data.max_bad"
                 f" {self._max_bad:g} allows: {self._first_names()}; repair those listed in"
-                f" {self.path}{others}, or raise data.max_bad; the same command then goes on"
+                f" {self.path}{others}, or raise data.max_bad; the same command then resumes"
             )
 
     def _first_names(self) -> str:
@@ -122,7 +122,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path}: cannot be read as the run's list of bad images ({reason}); move it away, and"
-            " the run lists anew those that it meets from now on"
+            " the run lists again those that it meets from now on"
         ) from error
 
 

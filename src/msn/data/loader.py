@@ -106,7 +106,7 @@ def worker_deaths() -> Iterator[None]:
             raise
         raise RunError(
             f"a loader worker ({died[1]}) was killed, most likely for want of memory;"
-            " lower data.num_workers or criterion.batch_size; the same command goes on from the"
+            " lower data.num_workers or criterion.batch_size; the same command resumes from the"
             " last save"
         ) from None
 
@@ -154,7 +154,7 @@ class _Batches(Dataset[_Filled | UserError]):
                 return bad
         raise RunError(
             f"{len(bad)} images in a row are bad: {', '.join(map(str, bad[:3]))}, ...; see whether"
-            " the data is still there and readable; the same command goes on from the last save"
+            " the data is still there and readable; the same command resumes from the last save"
         )
 
     def _candidates(self, epoch: int, sample: int) -> Iterator[int]:

@@ -49,6 +49,6 @@ class Unreadable:
         if not self.skip:
             raise UserError(
                 f"{count} cannot be read: {named}{more}; replace or remove"
-                f" {'them' if len(self.found) > 1 else 'it'}, or go on without: {self.option}"
+                f" {'them' if len(self.found) > 1 else 'it'}, or continue without: {self.option}"
             )
         return [f"{count} cannot be read and left out: {named}{more}"]

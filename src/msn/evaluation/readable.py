@@ -79,7 +79,7 @@ def require_readable(met: Sequence[Bad], sets: Sequence[Seen], num_workers: int 
         logger.info(f"{together[0].image}; looking for others among {images} images")
     found = [*together, *(bad for one in find_bad(sets, num_workers) for bad in one)]
     if collectives.rank():
-        raise PeerLost("rank 0 cannot go on: there are images that cannot be read")
+        raise PeerLost("rank 0 cannot continue: there are images that cannot be read")
     unreadable = Unreadable(option=OPTION)
     unreadable.meet(bad.image for bad in found)
     unreadable.settle()

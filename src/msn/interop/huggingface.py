@@ -188,7 +188,9 @@ def _read_resnet(named: Tensors, config: dict[str, Any], folder: Path) -> Weight
     )
     size = weights.architecture.size
     if not isinstance(size, ResNetSize):
-        raise UserError(f"{folder}: its config is of a ResNet, its tensors are not; get it anew")
+        raise UserError(
+            f"{folder}: its config is of a ResNet, its tensors are not; download it again"
+        )
     resnets.require_facts(config, size, weights.architecture.in_chans, folder / CONFIG)
     return weights
 
@@ -228,13 +230,15 @@ def _read_pixels(
     said = {"norm_pix_loss": False, **{ours: config[k] for k, ours in MAE.items() if k in config}}
     found = pixels.find(parts, architecture, said, folder)
     if found is None or found.mae is None:
-        raise UserError(f"{folder}: its decoder.* do not fit its encoder; get the folder anew")
+        raise UserError(
+            f"{folder}: its decoder.* do not fit its encoder; download the folder again"
+        )
     for key, ours in MAE.items():
         fact = getattr(found.mae, ours)
         if ours not in pixels.UNSEEN and config.get(key, fact) != fact:
             raise UserError(
                 f"{folder / CONFIG}: {key} is {shown(config[key])}, but the tensors beside it are"
-                f" of {fact}; get the folder anew"
+                f" of {fact}; download the folder again"
             )
     return found
 

@@ -113,7 +113,8 @@ def _joined(thirds: Mapping[str, Mapping[str, Tensor]], path: Path) -> Tensors:
         if len(shapes) > 1 or () in dict(shapes):
             raise UserError(
                 f"{path}: {name}: query, key and value have the shapes"
-                f" {', '.join(str(shape) for shape, _ in shapes)}, must be one; get the folder anew"
+                f" {', '.join(str(shape) for shape, _ in shapes)}, must be one; download the folder"
+                " again"
             )
         if len(parts) == 3:  # else it is missing, and said to be
             joined[name] = torch.cat([parts[f"attn.{third}"] for third in "qkv"])

@@ -58,7 +58,7 @@ def unpack(release: Path, folder: Path) -> Path:
     names, path = verify(release), checkpoint_in(release)
     config = checkpoint.config_path(release, _tag(path))
     if config.name not in names:
-        raise UserError(f"{release / SUMS}: lists no {config.name}; get the release anew")
+        raise UserError(f"{release / SUMS}: lists no {config.name}; download the release again")
     text = load_config(config, [f"logging.folder={json.dumps(str(folder))}"]).dump_yaml()
     official.from_state(_whole_state(path), path=path)
     with new_folder(folder) as temporary, writing(folder):
@@ -91,7 +91,7 @@ def verify(release: Path) -> list[str]:
         require_file(release / SUMS)
         lines = (release / SUMS).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"{release / SUMS}: cannot be read; get the release anew") from None
+        raise UserError(f"{release / SUMS}: cannot be read; download the release again") from None
     problems, names = [], []
     for line in lines:
         match = re.fullmatch(r"([0-9a-f]{64})  ([^/\\]+)", line)
@@ -106,7 +106,7 @@ def verify(release: Path) -> list[str]:
         elif sha256(release / name) != expected:
             problems.append(f"{name} has another SHA-256")
     if problems:
-        raise UserError(f"{release}: {listed(problems)}; get the release anew")
+        raise UserError(f"{release}: {listed(problems)}; download the release again")
     return names
 
 
@@ -128,7 +128,7 @@ def _whole_state(path: Path) -> State:
         missing = [key for key in method.CHECKPOINT if key not in state]
     if missing:
         raise UserError(
-            f"{path}: has no {', '.join(missing)}, so training cannot go on from it;"
+            f"{path}: has no {', '.join(missing)}, so training cannot resume from it;"
             " export to official what holds weights only"
         )
     if type(state["step"]) is not int:

@@ -116,7 +116,7 @@ def require_facts(config: dict[str, Any], size: ResNetSize, in_chans: int, path:
         reason = (
             f"only {fact!r} can be imported"
             if key in FIXED
-            else f"the tensors beside it are of {fact}; get the folder anew"
+            else f"the tensors beside it are of {fact}; download the folder again"
         )
         raise UserError(f"{path}: {key} is {shown(repr(said))}, but {reason}")
 

@@ -94,5 +94,5 @@ def _read_shards(folder: Path, weight_map: Any, index: str) -> Tensors:
     missing = [name for name in weight_map if name not in tensors]
     if missing:
         lacking = checkpoint.listed([checkpoint.shown(name) for name in missing])
-        raise UserError(f"{folder}: the shards lack {lacking}; get the folder anew")
+        raise UserError(f"{folder}: the shards lack {lacking}; download the folder again")
     return tensors

@@ -228,7 +228,7 @@ def require_facts(
             continue
         raise UserError(
             f"{path}: {key} is {shown(said)}, but the tensors beside it are of {fact};"
-            " get the folder anew"
+            " download the folder again"
         )
 
 

@@ -107,7 +107,7 @@ def download(url: str, part: Path) -> None:
         raise UserError(f"{url}: cannot be downloaded ({reason}); {_offline()}") from None
     if received < total:
         raise UserError(
-            f"{url}: ended after {received:,} of {total:,} bytes; the same command goes on there"
+            f"{url}: ended after {received:,} of {total:,} bytes; the same command resumes it"
         )
 
 
@@ -121,7 +121,7 @@ def require_hash(path: Path, expected: str | None, *, remove: bool) -> None:
         return
     if remove:
         path.unlink()
-    remedy = "download it anew" if remove else "remove it to download it anew"
+    remedy = "download it again" if remove else "remove it to download it again"
     raise UserError(f"{path}: its SHA-256 is {found}, must be {expected.lower()}; {remedy}")
 
 
@@ -163,4 +163,4 @@ def _recorded(path: Path) -> str | None:
 
 
 def _offline() -> str:
-    return "try again to go on, or download it elsewhere and give it with --from FILE"
+    return "try again to resume, or download it elsewhere and give it with --from FILE"

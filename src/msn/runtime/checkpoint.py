@@ -224,7 +224,7 @@ def load_newest(folder: Path, tag: str, key: str = "target_encoder") -> Found | 
         return None
     for broken, reason in damaged:
         os.replace(broken, broken.with_name(broken.name + ".damaged"))
-        logger.info(f"{reason}; moved aside, going on from {found.path.name}")
+        logger.info(f"{reason}; moved aside, resuming from {found.path.name}")
     return found
 
 

@@ -159,7 +159,7 @@ def agreed() -> Iterator[None]:
         raise own
     failed = next((r for r, text in enumerate(errors) if text is not None), None)
     if failed is not None:
-        raise PeerLost(f"rank {failed} cannot go on: {errors[failed]}")
+        raise PeerLost(f"rank {failed} cannot continue: {errors[failed]}")
 
 
 class Ballot:

@@ -83,7 +83,7 @@ def refusal(found: Found, key: str, problem: str) -> UserError:
     """Build the error for a checkpoint that a run cannot resume from."""
     return UserError(
         f"{found.path}: '{key}' {problem}; give the config of the run that it is of, or move the"
-        " file away to go on from the one before it"
+        " file away to resume from the one before it"
     )
 
 

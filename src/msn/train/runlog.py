@@ -165,7 +165,7 @@ class RunLog:
             table.append(row)
         except UserError as error:
             if not self._warned:
-                logger.warning(f"the run goes on and writes this later: {error}")
+                logger.warning(f"the run continues and writes this later: {error}")
             self._warned = True
         else:
             self._warned = False

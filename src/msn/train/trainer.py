@@ -189,7 +189,7 @@ def train(task: Task, log: RunLog, start: int) -> None:
                 saver.finish()
                 raise Interrupted(
                     f"stopped after step {done} of {total} and saved;"
-                    " the same command goes on from there",
+                    " the same command resumes from there",
                     stopping,
                 )
         ballot.close()

@@ -69,7 +69,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=batch, default=256, metavar="N", help="images at a time")
     add("--cache", type=path, metavar="FOLDER", help="keep features here and find them again")
-    add("--skip-bad", action="store_true", help="go on without the images that cannot be read")
+    add("--skip-bad", action="store_true", help="continue without the images that cannot be read")
     add(
         "overrides",
         nargs="*",

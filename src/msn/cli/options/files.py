@@ -28,7 +28,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=FORMATS,
         help="official: a file like the released ones; huggingface, timm: a folder; onnx, torch: a"
-        " graph (torch.export); release: a folder with all that it takes to go on training",
+        " graph (torch.export); release: a folder with all that it takes to resume training",
     )
     add(
         "--encoder",
@@ -77,7 +77,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         dest="format",
         choices=IMPORTED_AS,
         help="official: a checkpoint for meta.init_from and evaluation; huggingface, timm: a"
-        " folder; run: a release as the folder of a run, to go on with",
+        " folder; run: a release as the folder of a run, to resume",
     )
     add("--model-name", metavar="NAME", help="refuse weights of another model than this")
     add("--num-heads", type=count, metavar="N", help=HEADS)
@@ -127,7 +127,7 @@ def add_reconstruction(parser: argparse.ArgumentParser) -> None:
     add("--images", type=few, default=8, metavar="N", help="number of images, of the val split")
     add("--step", type=whole, default=0, metavar="N", help="masks as at step N of the training")
     add("--device", default="auto", help="where to compute: auto, cpu, cuda:0, ...")
-    add("--skip-bad", action="store_true", help="go on without the images that cannot be read")
+    add("--skip-bad", action="store_true", help="continue without the images that cannot be read")
     add(
         "overrides",
         nargs="*",
