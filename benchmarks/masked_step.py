@@ -58,12 +58,14 @@ def main() -> int:
         times = take_turns(passes, options.rounds, device)
         results["mae encoder"] = masks({name: min(row) for name, row in times.items()})
     peak = matmul_flops(device) / 1e9
-    title = f"ViT-B/16, {options.images} images; shortest of {options.rounds} rounds"
+    images = f"{options.images} images (the encoder alone: {options.mask_images})"
+    title = f"ViT-B/16, {images}; shortest of {options.rounds} rounds"
     print(f"\n{title}\n{machine(device)}, {peak:.0f} GFLOP/s in bf16")
     for method, rows in results.items():
         show(method, rows)
-    if options.out:
-        write_results(options, f"masked_step {options.device}", {"title": title, **results})
+        if options.out:
+            name = f"masked_step {options.device} {method}"
+            write_results(options, name, {"title": title, "rows": rows})
     return verdict(results, options.require)
 
 
