@@ -1,5 +1,7 @@
 """ResNets in the evaluations: frozen features, linear classifiers, fine-tuning."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import msn
+from msn.cli.main import main
 from msn.config.kinds import FinetuneConfig, LinearConfig
 from msn.config.sizes import ResNetSize
 from msn.data.batch import normalize
@@ -163,3 +166,20 @@ def test_linear_classifiers_on_frozen_features(weights: Path, tmp_path: Path) ->
     )
     with pytest.raises(UserError, match="num_blocks 2 is more than the 1 block of the encoder"):
         linear_evaluation(chosen, CPU)
+
+
+@pytest.mark.slow
+def test_few_labels_and_the_table_of_all(weights: Path, tmp_path: Path) -> None:
+    """The commands, on features that the norms make of drawn weights: far above chance, 10 %."""
+    common = ["--weights", str(weights), "--draws", "2", "--precision", "fp32"]
+    few = ["--images-per-class", "1", "5", "--out", str(tmp_path / "few.json")]
+    assert main(["evaluate", "logistic", *common, *few, "data.source=digits"]) == 0
+    one, five = json.loads((tmp_path / "few.json").read_text())["points"]
+    assert (one["sets"], five["sets"]) == (2, 2)
+    assert 25 < one["mean"] < five["mean"]
+    table = tmp_path / "all.md"
+    short = ["--max-images", "200", "--out", str(table)]
+    assert main(["evaluate", "all", *common, *short, "data.source=digits"]) == 0
+    rows = dict(re.findall(r"^\| (.+?) \| ([\d.]+)", table.read_text(), re.MULTILINE))
+    assert rows.keys() == {"raw pixels", "untrained encoder", "trained encoder"}
+    assert float(rows["trained encoder"]) > 40
