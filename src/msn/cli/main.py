@@ -40,6 +40,15 @@ COMMANDS = {
         "draw where the class token of a Vision Transformer looks",
         pictures.add_attention,
     ),
+    "visualize map": Command(
+        "visualize", "draw a map of the representation: t-SNE, PCA or UMAP", pictures.add_map
+    ),
+    "visualize neighbors": Command(
+        "visualize", "draw the images most alike to some, no labels needed", pictures.add_neighbors
+    ),
+    "visualize pca": Command(
+        "visualize", "draw the principal components of patch tokens as colors", pictures.add_pca
+    ),
     "visualize prototypes": Command(
         "visualize",
         "draw the images that each prototype of MSN stands for, and how often it is used",

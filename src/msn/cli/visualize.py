@@ -5,16 +5,28 @@ from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
+import torch
 
 from msn.cli.terminal import say_written
 from msn.cli.weights import Bench, open_bench
 from msn.data.labeled import CenterCrop, WholeImage, evenly_spaced
 from msn.data.sources import Source
+from msn.data.sources.files import Files
 from msn.evaluation.features import Features, views
-from msn.models.encoder import NORMED, Taps
+from msn.evaluation.knn import neighbors
+from msn.models.encoder import MSN_TAPS, NORMED, Taps
 from msn.runtime.errors import UserError
 from msn.runtime.files import prepare_place
 from msn.visualize.attention import attention
+from msn.visualize.map import plane, require_method
+from msn.visualize.neighbors import (
+    NeighborSheet,
+    class_names,
+    of_other_class,
+    own_rows,
+    part_of,
+)
+from msn.visualize.pca import load_basis, pca
 from msn.visualize.picture import Picture, write
 from msn.visualize.prototypes import prototypes, require_prototypes
 
@@ -51,6 +63,59 @@ def _attention(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dict
         bench.encoder, views, block=options.block, mask=options.mask, mass=options.mass
     )
     return drawn, {"block": options.block, "mask": options.mask, "names": names}
+
+
+def _neighbors(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dict[str, Any]]:
+    gallery = bench.open(options.gallery)
+    known = bench.extract(gallery)
+    asking, asked = gallery, known
+    if options.query:
+        asking = Files(options.query, channels=bench.encoder.channels)
+        asked = bench.extract(asking)
+    elif not options.images and options.split != options.gallery:
+        asking = bench.open(options.split)
+        asked = bench.extract(asking, indices=_chosen(asking, options))
+    else:
+        rows = evenly_spaced(len(known.indices), options.count or options.number)
+        asked = part_of(known, rows)
+    bench.settle()
+    _require_some(asked.features)
+    own = own_rows(asking, asked, gallery, known)
+    k = min(options.k, len(known.indices) - bool((own >= 0).any()))
+    if k < 1:
+        raise UserError("the gallery holds no other image; name more (--images, --gallery)")
+    similarity, nearest = neighbors(known.features, asked.features, k=k, own=torch.from_numpy(own))
+    rows = nearest.numpy()
+    found = _views(bench, gallery, known.indices[rows.ravel()])
+    sheet = NeighborSheet(
+        _views(bench, asking, asked.indices),
+        found.reshape(*rows.shape, *found.shape[1:]),
+        known.indices[rows],
+        similarity.numpy(),
+        of_other_class(class_names(asking, asked), class_names(gallery, known)[rows]),
+    )
+    names = [[known.names[row] for row in each] for each in rows]
+    return sheet, {"queries": asked.names, "neighbors": names}
+
+
+def _pca(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dict[str, Any]]:
+    width = bench.encoder.model.embed_dim
+    basis = load_basis(options.basis, width) if options.basis else None
+    views, names = _shown(bench, options)
+    drawn = pca(bench.encoder, views, basis=basis, foreground=options.foreground)
+    if options.save_basis:
+        drawn.basis.save(options.save_basis)
+    return drawn, {"names": names}
+
+
+def _map(bench: Bench, options: argparse.Namespace) -> tuple[Picture, dict[str, Any]]:
+    require_method(options.method)
+    source, found = _features(bench, options, MSN_TAPS)
+    labels = None if found.labels is None else found.labels.numpy()
+    features = found.features.numpy()
+    drawn = plane(features, labels, source.classes(), method=options.method, seed=options.seed)
+    print(f"trustworthiness {drawn.trust:.3f}")
+    return drawn, {"seed": options.seed, "names": found.names}
 
 
 def _shown(bench: Bench, options: argparse.Namespace) -> tuple[list[np.ndarray], list[str]]:
@@ -97,4 +162,10 @@ def _views(bench: Bench, source: Source, indices: np.ndarray) -> np.ndarray:
 
 
 Draw = Callable[[Bench, argparse.Namespace], tuple[Picture, dict[str, Any]]]
-DRAWN: dict[str, Draw] = {"attention": _attention, "prototypes": _prototypes}
+DRAWN: dict[str, Draw] = {
+    "attention": _attention,
+    "map": _map,
+    "neighbors": _neighbors,
+    "pca": _pca,
+    "prototypes": _prototypes,
+}

@@ -14,6 +14,7 @@ from msn.runtime.errors import UserError
 Setting = tuple[int, float | None]
 """Voting neighbors k, and the temperature of their votes; None counts heads."""
 MAX_SCORES = 2**26
+PART = 2**16  # features that are converted to double precision at a time
 
 
 class KNN(NamedTuple):
@@ -100,10 +101,34 @@ def knn_sweep(
     }
 
 
-def neighbors(train_features: Tensor, queries: Tensor, *, k: int) -> Tensor:
-    """Find the k training features nearest to each query: indices (Q, k), nearest first."""
-    gallery = functional.normalize(train_features.float(), dim=1)
-    return (functional.normalize(queries.float(), dim=1) @ gallery.T).topk(k, dim=1).indices
+@torch.no_grad()
+def neighbors(
+    train_features: Tensor, queries: Tensor, *, k: int, own: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the k training features nearest to each query in cosine similarity, nearest first.
+
+    Similarities are rounded to six decimals, as far as features are known; of equal ones the first
+    training features are taken.
+
+    Args:
+        train_features: (N, D) float.
+        queries: (Q, D) float.
+        k: 1 to N, or N - 1 with `own`.
+        own: (Q,) int64, the training feature that a query itself is, which is left out; -1 for
+            none.
+
+    Returns:
+        Similarities float64 (Q, k) and indices (Q, k).
+    """
+    asked = functional.normalize(queries.double(), dim=1)
+    parts = train_features.split(PART)
+    scores = torch.cat([asked @ functional.normalize(part.double(), dim=1).T for part in parts], 1)
+    scores = scores.round(decimals=6)
+    if own is not None:
+        rows = (own >= 0).nonzero()[:, 0]
+        scores[rows, own[rows]] = -torch.inf
+    order = scores.sort(dim=1, descending=True, stable=True)
+    return order.values[:, :k], order.indices[:, :k]
 
 
 def _weights(similarity: Tensor, temperature: float | None) -> Tensor:

@@ -224,7 +224,8 @@ def _draw_neighbors(axes: "Axes", train: EvalSet, val: EvalSet, trained: Represe
     from matplotlib.patches import Rectangle
 
     queries = _one_per_class(val.labels, QUERIES)
-    nearest = neighbors(trained.train, trained.val[queries], k=min(NEIGHBOURS, len(train.labels)))
+    k = min(NEIGHBOURS, len(train.labels))
+    _, nearest = neighbors(trained.train, trained.val[queries], k=k)
     axes.set_title(
         "Held-out images and their nearest neighbors", loc="left", fontsize=13, color=INK, pad=10
     )

@@ -2,7 +2,7 @@
 
 import argparse
 
-from msn.cli.arguments import count, few, path, png, share
+from msn.cli.arguments import count, few, path, png, share, whole
 from msn.cli.options.encoders import SPLITS, add_bench
 
 
@@ -28,6 +28,41 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the mean map that the patches kept in the last column hold",
     )
+
+
+def add_neighbors(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `visualize neighbors`."""
+    _add_images(parser, "neighbors", number=8)
+    add = parser.add_argument
+    add(
+        "--query",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="image files, or folders of them, to find neighbors of; left out, --count images of"
+        " --split, or of --images",
+    )
+    add("--gallery", choices=SPLITS, default="train", help="split to find neighbors in")
+    add("--k", type=few, default=8, metavar="N", help="neighbors of each")
+
+
+def add_pca(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `visualize pca`."""
+    _add_images(parser, "pca", number=8)
+    _add_proportions(parser)
+    add = parser.add_argument
+    add("--foreground", action="store_true", help="darken what Otsu's threshold calls background")
+    add("--basis", type=path, metavar="FILE", help="use a basis that --save-basis wrote")
+    add("--save-basis", type=path, metavar="FILE", help="write the basis, as .safetensors")
+
+
+def add_map(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `visualize map`."""
+    _add_images(parser, "map", number=2000)
+    add = parser.add_argument
+    add("--method", choices=("tsne", "pca", "umap"), default="tsne", help="how to draw the map")
+    add("--seed", type=whole, default=0, help="seed of what is random in it")
 
 
 def _add_proportions(parser: argparse.ArgumentParser) -> None:
