@@ -35,6 +35,9 @@ COMMANDS = {
         "draw held-out images, masked and filled in by MAE or SimMIM",
         files.add_reconstruction,
     ),
+    "visualize all": Command(
+        "visualize_all", "draw every picture of an encoder, with a page", pictures.add_all
+    ),
     "visualize attention": Command(
         "visualize",
         "draw where the class token of a Vision Transformer looks",

@@ -79,15 +79,8 @@ def _add_images(
     """Add the options for the encoder, the images and the picture."""
     parser.set_defaults(drawn=drawn, number=number)
     add_bench(parser)
+    _add_files(parser)
     add = parser.add_argument
-    add(
-        "--images",
-        type=path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="image files, or folders of them, in place of a data set",
-    )
     add("--split", choices=SPLITS, default=split, help="split of the data set to take")
     add(
         "--count",
@@ -97,3 +90,37 @@ def _add_images(
         + f" of --images, {number} of a data set" * bool(number),
     )
     add("--out", required=True, type=png, metavar="PNG", help="picture to write, and .json")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--images",
+        type=path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="image files, or folders of them, in place of a data set",
+    )
+
+
+PICTURES = {
+    "attention": add_attention,
+    "map": add_map,
+    "neighbors": add_neighbors,
+    "pca": add_pca,
+    "prototypes": add_prototypes,
+}
+"""What adds the options of each picture."""
+
+
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `visualize all`."""
+    add_bench(parser)
+    _add_files(parser)
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=path,
+        metavar="FOLDER",
+        help="folder to make: index.html, a picture of each kind, and .json",
+    )
