@@ -25,7 +25,7 @@ def test_neighbors_are_those_of_scikit_learn() -> None:
     )
     similarity, found = neighbors(train, queries, k=7)
     assert (found.numpy() == expected).all()
-    np.testing.assert_allclose(similarity, 1 - distance, atol=6e-7)
+    np.testing.assert_allclose(similarity, 1 - distance, atol=1e-8)
 
 
 def test_of_equal_ones_the_first_comes_first_and_none_is_its_own() -> None:

@@ -1,5 +1,6 @@
 """Prototype sheets against counts by hand; as the command draws them, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,18 @@ from tests.support.pictures import DIGITS, drawn, photographs, saved
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    torch.manual_seed(0)
-    return random_weights(in_chans=1)
+    """With prototypes that several digits are near to, the last of them in no use."""
+    plain = random_weights(in_chans=1)
+    encoder, head = (
+        {name: tensor * 8 if tensor.ndim > 1 else tensor for name, tensor in part.items()}
+        for part in (plain.encoder, plain.head)
+    )
+    weights = replace(plain, encoder=encoder, head=head)
+    source, eyes = Digits(split="train"), frozen(weights)
+    views = eyes.views([source.read(i).image.pixels() for i in range(7)])
+    projected = weights.build()((views.movedim(3, 1) / 255 - eyes.mean[0]) / eyes.std[0])
+    far = -projected.mean(dim=0, keepdim=True)
+    return replace(weights, prototypes=torch.cat([projected, far]))
 
 
 def test_counts_are_those_of_the_whole_model(weights: Weights) -> None:
@@ -43,6 +54,8 @@ def test_counts_are_those_of_the_whole_model(weights: Weights) -> None:
     assigned = similarity.argmax(dim=1).numpy()
     assert (found.counts == np.bincount(assigned, minlength=8)).all()
     assert found.counts.sum() == 120
+    assert (found.counts > 0).sum() >= 4
+    assert found.counts[7] == 0
     np.testing.assert_allclose(found.similarity, similarity.max(dim=1).values, atol=1e-5)
     assert (np.diff(found.counts[found.shown]) <= 0).all()
     assert sorted(found.shown) == list(range(8))
@@ -75,6 +88,7 @@ def test_the_command(weights: Weights, tmp_path: Path) -> None:
     words = ["prototypes", "--weights", str(file), *DIGITS, "--top", "2", "--rows", "3"]
     picture, numbers = drawn(tmp_path / "new" / "p.png", *words, "--count", "60")
     rows = 3 * (HEADER + LEAST + GAP)
+    assert sorted(numbers["counts"])[-3] > 0
     assert picture.shape == (rows + HEADER + LEAST + GAP, GAP + 2 * (LEAST + GAP), 3)
     assert numbers["images"] == sum(numbers["counts"]) == 60
     assert len(numbers["counts"]) == len(numbers["purity_of_each"]) == 8

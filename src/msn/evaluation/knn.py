@@ -107,8 +107,8 @@ def neighbors(
 ) -> tuple[Tensor, Tensor]:
     """Find the k training features nearest to each query in cosine similarity, nearest first.
 
-    Similarities are rounded to six decimals, as far as features are known; of equal ones the first
-    training features are taken.
+    Similarities are rounded to nine decimals, so that the order of additions does not count; of
+    equal ones the first training features are taken.
 
     Args:
         train_features: (N, D) float.
@@ -123,7 +123,7 @@ def neighbors(
     asked = functional.normalize(queries.double(), dim=1)
     parts = train_features.split(PART)
     scores = torch.cat([asked @ functional.normalize(part.double(), dim=1).T for part in parts], 1)
-    scores = scores.round(decimals=6)
+    scores = scores.round(decimals=9)
     if own is not None:
         rows = (own >= 0).nonzero()[:, 0]
         scores[rows, own[rows]] = -torch.inf

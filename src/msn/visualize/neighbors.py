@@ -36,7 +36,7 @@ class NeighborSheet(NamedTuple):
             cells = [framed(view, zoom) for view in (query, *nearest)]
             step = cells[0].shape[1]
             texts = ["query"] + [
-                f"{value:.3f}" + " other" * bool(other)
+                f"{value:.4f}" + " other" * bool(other)
                 for value, other in zip(self.similarity[i], self.other[i], strict=True)
             ]
             names = [(column * step, text) for column, text in enumerate(texts)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from msn.interop.weights import Weights
 from msn.methods.msn.losses import unit
 from msn.runtime.errors import UserError
-from msn.visualize.sheet import PAPER, bars, framed, heading, magnification, on_paper
+from msn.visualize.sheet import GAP, PAPER, bars, framed, heading, magnification, on_paper
 
 
 class Prototypes(NamedTuple):
@@ -43,10 +43,11 @@ class Prototypes(NamedTuple):
         """Draw a row of images for each prototype, and below how often each is used."""
         zoom = magnification(self.views.shape[3])
         rows: list[np.ndarray] = []
+        width = self.top.shape[1] * (self.views.shape[3] * zoom + GAP)
         for prototype, views in zip(self.shown, self.views, strict=True):
-            strip = np.concatenate([framed(view, zoom) for view in views], axis=1)
-            rows += [heading(strip.shape[1], [(0, self._caption(prototype))]), strip]
-        width = rows[0].shape[1]
+            rows.append(heading(width, [(0, self._caption(prototype))]))
+            if self.counts[prototype]:
+                rows.append(np.concatenate([framed(view, zoom) for view in views], axis=1))
         rows.append(heading(width, [(0, f"{len(self.counts)} prototypes by use")]))
         return on_paper([*rows, bars(np.sort(self.counts)[::-1], width)])
 
