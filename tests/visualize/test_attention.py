@@ -10,7 +10,10 @@ from msn.cli.main import main
 from msn.config.sizes import EncoderSize
 from msn.evaluation.frozen import frozen
 from msn.interop import huggingface
+from msn.models.beit import Beit, BeitForm
+from msn.models.encoder import Taps
 from msn.models.vit import VisionTransformer, build_encoder
+from msn.runtime.errors import UserError
 from msn.visualize.attention import DIM, LOST, Attention, attention, smallest_set
 from msn.visualize.sheet import GAP, HEADER, LEAST
 from tests.support.encoders import images, random_resnet, random_weights
@@ -35,6 +38,23 @@ def test_one_row_is_that_of_the_whole_map() -> None:
     assert torch.equal(model.attention_maps(given), model.attention_maps(given, 2))
     one = model.attention_maps(given[1:])
     torch.testing.assert_close(one, model.attention_maps(given)[1:])
+
+
+@pytest.mark.parametrize("form", [BeitForm(), BeitForm(shared_bias=False, block_bias=True)])
+def test_relative_biases_are_in_the_row_and_see_whole_images(form: BeitForm) -> None:
+    model = Beit(EncoderSize(4, 16, 2, 2), form, image_size=16).eval()
+    for name, tensor in model.named_parameters():
+        if "bias_table" in name:
+            torch.nn.init.normal_(tensor)
+    with torch.no_grad():
+        whole = model.attention_maps(images(16, 24))
+        row = model.attention_maps(images(16, 24), class_token_only=True)
+        model.rel_pos_bias = None
+        unbiased = model.attention_maps(images(16, 24), class_token_only=True)
+    torch.testing.assert_close(row, whole[:, :, :1], atol=1e-6, rtol=0)
+    assert row.allclose(unbiased) != form.shared_bias
+    with pytest.raises(UserError, match=r"--mask 0.5: .* sees whole images"):
+        model.check(Taps(mask=0.5))
 
 
 @pytest.mark.parametrize("fused", [True, False])
