@@ -43,6 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images.mkdir(parents=True)
     for i in range(4):
         cv2.imwrite(str(images / f"{i}.png"), np.full((40, 40, 3), 60 * i, np.uint8))
+    cv2.imwrite(str(folder / "photo.jpg"), np.arange(40 * 56 * 3).reshape(40, 56, 3) % 251)
     return folder
 
 
@@ -59,8 +60,11 @@ def shortened(words: list[str]) -> list[str]:
         draws = ["--draws", "2"]
         if "--subset-path" in words:  # one list: each is cross-validated
             del words[words.index("--subset-path") + 2]
-        few = {"all": [*draws, "--max-images", "300"], "logistic": draws}.get(words[4], [])
-        return [*words[1:], *few]
+        few = {
+            ("evaluate", "all"): [*draws, "--max-images", "300"],
+            ("evaluate", "logistic"): draws,
+        }
+        return [*words[1:], *few.get((words[3], words[4]), [])]
     if "configs/pretrain/msn_vits16.yaml" in words:
         tiny = "{patch_size: 16, embed_dim: 16, depth: 1, num_heads: 1}"
         size = ["data.rand_size=32", "data.focal_size=16", "criterion.batch_size=2"]
