@@ -163,7 +163,7 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, port: int) -> None:
     ]
     assert [end(process) for process in processes] == [2, 3]
     assert "cannot be written" in text(tmp_path / "0")
-    assert "rank 0 cannot go on" in text(tmp_path / "1")
+    assert "rank 0 cannot continue" in text(tmp_path / "1")
 
 
 def test_the_end_of_the_interpreter_does_not_change_the_exit_code(
@@ -187,7 +187,7 @@ def test_the_end_of_the_interpreter_does_not_change_the_exit_code(
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 3], said
     assert "meta.load_checkpoint is true, but" in said[0]
-    assert "rank 0 cannot go on" in said[1]
+    assert "rank 0 cannot continue" in said[1]
 
 
 def test_another_version_of_the_code_is_refused(tmp_path: Path, port: int) -> None:
