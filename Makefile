@@ -12,6 +12,9 @@ INSTALLED := $(VENV)/.installed
 # A file is one worker's: its fixtures are made once. tests/conftest.py puts the longest first.
 SHARED_OUT := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Without it each of the many processes of the tests would compile torch's Python code again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo quick test check coverage oldest format
 .NOTPARALLEL:
 
