@@ -16,6 +16,7 @@ RANK_VARIABLE = re.compile(r"(LOCAL_|NODE_)?RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADD
 HEAVY = {  # imported where used
     *("cyanure", "datasets", "matplotlib", "onnx", "onnxruntime", "sklearn", "tensorboard"),
     "transformers",
+    "umap",
 }
 
 

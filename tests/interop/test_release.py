@@ -136,7 +136,7 @@ def test_a_bad_release_leaves_nothing_behind(
         (lambda: config.write_text(text + "\nnothing: 1\n"), "nothing"),
         (
             lambda: config.rename(out / "other-config.yaml"),
-            "lists no tiny-config.yaml; get",
+            "lists no tiny-config.yaml; download",
         ),
         (lambda: torch.save(state | {"step": "x"}, file), "step is x, must be a number of steps"),
         (lambda: torch.save({"target_encoder": {}}, file), "has no config, opt, step"),

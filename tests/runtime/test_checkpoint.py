@@ -136,7 +136,7 @@ def test_newest_falls_back_and_says_so(tmp_path: Path, said: list[str]) -> None:
     assert found.state["step"] == 10
     assert len(said) == 1
     assert "run-latest.pth.tar: truncated" in said[0]
-    assert "going on from run-ep10.pth.tar" in said[0]
+    assert "resuming from run-ep10.pth.tar" in said[0]
     assert (tmp_path / "run-latest.pth.tar.damaged").read_bytes() == b"broken"
 
 

@@ -6,8 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE, trustworthiness
 
 from msn.runtime.errors import UserError
 
@@ -86,6 +84,8 @@ def plane(
     Raises:
         UserError: there are too few images, or UMAP is not installed.
     """
+    from sklearn.manifold import trustworthiness
+
     count = len(features)
     if count < 4:
         raise UserError(f"{count} images: a map needs at least 4; name more, or a larger --count")
@@ -105,6 +105,9 @@ def require_method(method: Method) -> None:
 
 
 def _reduced(unit: np.ndarray, method: Method, seed: int) -> np.ndarray:
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
     require_method(method)
     places: np.ndarray
     if method == "pca":

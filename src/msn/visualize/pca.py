@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 
 from msn.evaluation.frozen import FrozenEncoder
 from msn.interop.tensorfile import read_file
@@ -129,6 +128,8 @@ def pca(
 
 def fit(tokens: np.ndarray) -> Basis:
     """Fit a basis to tokens (M, D)."""
+    from sklearn.decomposition import PCA
+
     count = min(COLORS, *tokens.shape)
     with np.errstate(invalid="ignore"):  # tokens that are all the same have no variance to share
         found = PCA(count, svd_solver="full").fit(tokens)
