@@ -4,6 +4,7 @@ import argparse
 import glob
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ from msn.runtime.errors import UserError
 from msn.runtime.identity import identity
 from msn.runtime.log import logger
 from msn.runtime.spawn import spawn
+from msn.train.learning import learn
+from msn.train.profiling import profile_learning
 
 File = TypeVar("File", bound=Config | EvaluationFile)
 Evaluation = TypeVar("Evaluation", bound=EvaluationFile)
@@ -78,31 +81,36 @@ def run(
         say_written(*sorted(path for path in after if after[path] != before.get(path)))
 
 
-def run_and_print(
-    command: str,
-    options: argparse.Namespace,
-    kind: type[File],
-    evaluate: Callable[[File, torch.device], object],
-) -> None:
-    """Run a command as `run` does, and print on rank 0 the table that its work gives."""
-
-    def work(config: File, device: torch.device) -> None:
-        table = evaluate(config, device)
-        if collectives.rank() == 0:
-            print(table)
-
-    run(command, options, kind, work)
-
-
-def plan(
+def evaluate(
+    name: str,
     options: argparse.Namespace,
     kind: type[Evaluation],
     prepare: Callable[[Evaluation, torch.device], tuple[Job, Learner]],
 ) -> None:
-    """Print what an evaluation would do, without doing it."""
-    config, devices, world = read(options, kind)
-    job, learner = prepare(config, devices[0])
-    print(describe(config, job, learner.names, devices[0], max(world.size, len(devices))))
+    """Train and measure what the config describes, and print the table; or plan or profile it.
+
+    Args:
+        name: of the evaluation, as in `msn evaluate NAME`.
+        options: of the command.
+        kind: of the config file.
+        prepare: builds what there is to learn, and the learner.
+    """
+    if options.dry_run:
+        config, devices, world = read(options, kind)
+        job, learner = prepare(config, devices[0])
+        print(describe(config, job, learner.names, devices[0], max(world.size, len(devices))))
+        return
+    if options.profile:
+        profile = partial(profile_learning, steps=options.profile, prepare=prepare)
+        run(f"evaluate {name} --profile {options.profile}", options, kind, profile)
+        return
+
+    def work(config: Evaluation, device: torch.device) -> None:
+        table = learn(config, *prepare(config, device))
+        if collectives.rank() == 0:
+            print(table)
+
+    run(f"evaluate {name}", options, kind, work)
 
 
 def _files(folder: Path, tag: str) -> dict[Path, int]:

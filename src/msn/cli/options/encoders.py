@@ -24,12 +24,6 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="checkpoint of msn or of the official code, or whatever else msn import reads",
     )
     add(
-        "--fname",
-        type=path,
-        metavar="CONFIG",
-        help="config file whose data section names the images; left out, that of the training",
-    )
-    add(
         "--encoder",
         choices=ENCODERS,
         default="target",
@@ -69,6 +63,18 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=batch, default=256, metavar="N", help="images at a time")
     add("--cache", type=path, metavar="FOLDER", help="keep features here and find them again")
+    add_data(parser)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the images that an encoder sees."""
+    add = parser.add_argument
+    add(
+        "--fname",
+        type=path,
+        metavar="CONFIG",
+        help="config file whose data section names the images; left out, that of the training",
+    )
     add("--skip-bad", action="store_true", help="continue without the images that cannot be read")
     add(
         "overrides",

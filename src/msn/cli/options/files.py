@@ -3,6 +3,7 @@
 import argparse
 
 from msn.cli.arguments import count, few, path, png, side, whole
+from msn.cli.options.encoders import add_data
 from msn.config.protocol import PROTOCOL
 
 FORMATS = ("official", "huggingface", "timm", "onnx", "torch", "release")
@@ -117,23 +118,11 @@ def add_reconstruction(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="checkpoint of a pre-training by MAE or SimMIM",
     )
-    add(
-        "--fname",
-        type=path,
-        metavar="CONFIG",
-        help="config file whose data section names the images; left out, that of the training",
-    )
     add("--out", required=True, type=png, metavar="PNG", help="picture to write, and .json")
     add("--images", type=few, default=8, metavar="N", help="number of images, of the val split")
     add("--step", type=whole, default=0, metavar="N", help="masks as at step N of the training")
     add("--device", default="auto", help="where to compute: auto, cpu, cuda:0, ...")
-    add("--skip-bad", action="store_true", help="continue without the images that cannot be read")
-    add(
-        "overrides",
-        nargs="*",
-        metavar="data.key=value",
-        help="values that say which images to take: data.root_path=...",
-    )
+    add_data(parser)
 
 
 def add_draw(parser: argparse.ArgumentParser) -> None:
